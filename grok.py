@@ -154,8 +154,8 @@ def checked(f, value):
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"{said}: must be one of {', '.join(allowed)}{hint}")
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-        if f.type is int:
+        number = float("nan" if isinstance(value, bool) else value)
+        if f.type is int and number == number:
             exact = isinstance(value, int) or str(value).isdecimal()
             number = int(value) if exact else int(number) if number.is_integer() else math.nan
     except (TypeError, ValueError, OverflowError):
@@ -869,13 +869,15 @@ def read_folder(path, changes=None):
     try:
         about = json.loads(file.read_bytes())
         if about["format"] != FORMAT:
-            raise UsageError(f"{file}: has format {about['format']}, and this grok.py reads "
-                             f"{FORMAT}; use the one that wrote it")
+            raise UsageError(f"has format {about['format']}, and this grok.py reads {FORMAT}; use "
+                             "the one that wrote it")
         stored = resolve(replace(Config(**about["config"]), out=path, device="auto"))
         stored.device = about["config"]["device"]
         share = about["share"]
     except OSError as error:
         raise UsageError(f"{path}: is not a run folder: {file.name}: {error.strerror}")
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}")
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: is damaged or not of this grok.py ({error!r}); put it back")
     config = resolve(replace(stored, **changes or {}))

@@ -13,6 +13,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -602,3 +604,436 @@ def test_a_run_that_cannot_generalise_fails_the_gate(tmp_path):
 def test_expect_raises_the_goal_of_until(tmp_path):
     rows = train(**EASY, until=0.3, expect=0.5)
     assert rows[-1]["val_acc"] >= 0.5 > rows[-2]["val_acc"]
+
+
+# --- checkpoints and resume -----------------------------------------------------------------------
+
+# Every source of randomness on, and two stacks of six runs that leave at different updates.
+NOISY = dict(seed=[0, 1, 2], frac=[0.3, 0.6], dropout=[0.0, 0.2], weight_noise=0.01, update_noise=0.1, stack=6,
+             decay_to="init", lr=0.03, until=0.14, steps=60, eval_every=5, batch_size=0)
+
+
+class StopAfter:
+    """Stands in for the list of signals: true from the `updates`-th time it is asked."""
+
+    def __init__(self, updates):
+        self.left = updates
+
+    def __bool__(self):
+        self.left -= 1
+        return bool(self.left < 0)
+
+
+def advance(folder, updates):
+    """Trains a folder for about so many updates, as a signal would cut it; says whether it ended."""
+    with folder:
+        try:
+            grok.train_all(folder, grok.Console(quiet=True), StopAfter(updates))
+        except grok.Interrupted:
+            return False
+    return True
+
+
+def table(path):
+    return timeless(grok.read_rows((path / "metrics.csv").read_text()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interrupted_at_random_updates_it_resumes_to_the_same_metrics(tmp_path, seed):
+    config = grok.resolve(Config(**(TINY | NOISY)))
+    assert advance(grok.Folder(tmp_path / "whole", config), 10**9)
+    random, parts = np.random.default_rng(seed), 1
+    done = advance(grok.Folder(tmp_path / "cut", config), random.integers(40))
+    while not done:
+        done, parts = advance(grok.read_folder(tmp_path / "cut"), random.integers(1, 40)), parts + 1
+    assert parts > 3
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    ends = [row["step"] for row in table(tmp_path / "cut") if row["val_acc"] >= 0.14]
+    assert len(set(ends)) > 2  # runs left their stack at several updates
+    whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["runs"] for name in ("whole", "cut"))
+    for one, other in zip(whole, cut):
+        assert all(torch.equal(one[name], other[name]) for name in "Wmv")
+        assert {k: one[k] for k in ("step", "best", "train_99", "val_99")} == {
+            k: other[k] for k in ("step", "best", "train_99", "val_99")}
+
+
+def test_killed_hard_at_random_moments_it_resumes_to_the_same_metrics(tmp_path):
+    given = NOISY | dict(steps=150, until=0, checkpoint_every=7, seed=[0, 1])
+    train(**given, out=tmp_path / "whole")
+    random, command, cuts = np.random.default_rng(0), flags(**given, out=tmp_path / "cut"), []
+    for attempt in range(12):
+        process = subprocess.Popen([sys.executable, HERE / "grok.py", *command], stderr=subprocess.PIPE)
+        began = time.monotonic()
+        if attempt < 4:  # from the first file on, for up to two seconds
+            while not (tmp_path / "cut" / "metrics.csv").exists() and time.monotonic() < began + 60:
+                time.sleep(0.01)
+            size = (tmp_path / "cut" / "metrics.csv").stat().st_size
+            while (tmp_path / "cut" / "metrics.csv").stat().st_size == size and process.poll() is None and attempt:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.5))
+            process.kill()
+        errors = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        cuts.append(process.returncode)
+        if process.returncode == 0:
+            break
+        command = ["--resume", tmp_path / "cut", "--quiet"]
+    assert cuts[-1] == 0 and len(cuts) > 2
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path, name, status):
+    given = dict(steps=10**6, until=0, eval_every=100, quiet=False, out=tmp_path / "run")
+    process = subprocess.Popen([sys.executable, "-u", HERE / "grok.py", *flags(**given)], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith("update     100"):
+            process.send_signal(getattr(signal, name))
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (status, "")
+    assert rest.splitlines()[-1].endswith(f"python grok.py --resume {tmp_path / 'run'}")
+    steps = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["runs"][0]["step"]
+    assert steps >= 100
+    done = cli("--resume", tmp_path / "run", "--steps", steps + 7, "--quiet")
+    assert done.returncode == 0 and table(tmp_path / "run")[-1]["step"] == steps + 7
+    train(**given | dict(steps=steps + 7, quiet=True, out=tmp_path / "whole"))
+    assert table(tmp_path / "whole") == table(tmp_path / "run")
+
+
+def test_a_folder_killed_before_its_first_checkpoint_resumes_from_update_0(tmp_path):
+    rows = train(out=tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    with open(tmp_path / "run" / "metrics.csv", "a") as file:
+        file.write("x_plus_y,11,0.5,0,0.0")  # a row cut short
+    assert cli("--resume", tmp_path / "run").returncode == 0
+    assert table(tmp_path / "run") == timeless(rows)
+
+
+def test_rows_after_the_checkpoint_come_again_and_none_stands_twice(tmp_path):
+    rows = train(steps=40, out=tmp_path / "run")
+    path = tmp_path / "run" / "metrics.csv"
+    with open(path, "ab") as file:
+        file.write(path.read_bytes().splitlines(True)[-1] + b"x_plus_y,11")
+    assert grok.main(["--resume", str(tmp_path / "run"), "--steps", "60", "--quiet"]) == 0
+    assert table(tmp_path / "run") == timeless(train(steps=60)) and rows
+    assert len({row["step"] for row in table(tmp_path / "run")}) == len(table(tmp_path / "run"))
+
+
+def test_a_finished_run_says_so_and_goes_on_for_a_higher_goal(tmp_path, capsys):
+    given = dict(steps=60, eval_every=5, out=tmp_path / "run", until=0.02)
+    train(**given)
+    resume = ["--resume", str(tmp_path / "run")]
+    assert grok.main([*resume, "--quiet"]) == 0 and capsys.readouterr().out == ""
+    before = table(tmp_path / "run")
+    json_path = tmp_path / "run" / "config.json"
+    json_path.write_text(json_path.read_text().replace('"quiet": true', '"quiet": false'))
+    assert grok.main(resume) == 0
+    assert "is finished already" in capsys.readouterr().out and table(tmp_path / "run") == before
+    assert before[-1]["step"] < 60
+    assert grok.main([*resume, "--until", "0"]) == 0
+    assert table(tmp_path / "run") == timeless(train(**given | dict(until=0, out=None)))
+    assert json.loads(json_path.read_text())["config"]["until"] == 0
+
+
+def test_only_some_settings_may_change_on_resume(tmp_path, capsys):
+    train(out=tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    for name, value in dict(lr="0.5", op="x_mul_y", seed="0 1", stack="2", out="elsewhere", betas="0.8 0.98").items():
+        assert grok.main(["--resume", str(tmp_path / "run"), grok.flag(name), *value.split()]) == 2
+        error = capsys.readouterr().err
+        assert f"{grok.flag(name)} {value}: cannot change on --resume (it is " in error and error.count("\n") == 1
+    assert grok.main(["--resume", str(tmp_path / "run"), "--lr", "0.001", "--threads", "2", "--quiet"]) == 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} == set(before)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before["metrics.csv"]
+
+
+def test_another_torch_or_grok_is_said_in_a_line_and_goes_on(tmp_path, capsys):
+    train(out=tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    about = json.loads(path.read_text())
+    about["config"]["quiet"] = False
+    path.write_text(json.dumps(about | dict(torch="1.0", grok_sha256="0")))
+    assert grok.main(["--resume", str(tmp_path / "run"), "--steps", "35"]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2 and "another torch (1.0)" in notes[1]
+    assert table(tmp_path / "run")[-1]["step"] == 35
+
+
+def damage(name, change):
+    def apply(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+    return apply
+
+
+def foreign(folder):
+    torch.save({"state_dict": {"w": torch.zeros(3)}}, folder / "checkpoint.pt")
+
+
+def from_another_command(folder):
+    train(lr=0.5, out=folder / "other")
+    (folder / "other" / "checkpoint.pt").rename(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("harm, message", [
+    (damage("checkpoint.pt", lambda b: b[:len(b) // 2]), "checkpoint.pt: is damaged or not a checkpoint of grok.py"),
+    (damage("checkpoint.pt", lambda b: b""), "checkpoint.pt: is damaged or not a checkpoint of grok.py"),
+    (damage("checkpoint.pt", lambda b: b"\x80\x04garbage"), "checkpoint.pt: is damaged or not a checkpoint of grok.py"),
+    (foreign, "checkpoint.pt: is damaged or not a checkpoint of grok.py"),
+    (from_another_command, "checkpoint.pt: is the checkpoint of another command"),
+    (damage("metrics.csv", lambda b: b[:-30]), "metrics.csv: was edited or cut short after the checkpoint"),
+    (damage("metrics.csv", lambda b: b.replace(b"x_plus_y", b"x_mul_yy")), "metrics.csv: was edited or cut short"),
+    (lambda folder: (folder / "metrics.csv").unlink(), "metrics.csv: was edited or cut short after the checkpoint"),
+    (damage("config.json", lambda b: b.replace(b'"format": 1', b'"format": 99')), "config.json: has format 99"),
+    (damage("config.json", lambda b: b[:40]), "config.json: is damaged"),
+    (damage("config.json", lambda b: b"[1]"), "config.json: is damaged"),
+    (damage("config.json", lambda b: b"\xff\xfe"), "config.json: is damaged"),
+    (damage("config.json", lambda b: b.replace(b'"lr"', b'"rate"')), "config.json: is damaged"),
+    (damage("config.json", lambda b: b.replace(b'"p": 11', b'"p": 1')), "config.json: --p 1: must be"),
+    (lambda folder: (folder / "config.json").unlink(), "is not a run folder: config.json: No such file"),
+])
+def test_a_damaged_folder_gets_one_line_and_is_left_alone(tmp_path, capsys, harm, message):
+    train(out=tmp_path / "run")
+    harm(tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert grok.main(["--resume", str(tmp_path / "run"), "--steps", "40"]) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1 and out == ""
+    assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+
+
+def test_a_failing_write_leaves_the_previous_checkpoint(tmp_path, capsys, monkeypatch):
+    train(out=tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    replace_file = os.replace
+    def fail(source, target):
+        if str(target).endswith("checkpoint.pt"):
+            raise OSError(28, "No space left on device")
+        replace_file(source, target)
+    monkeypatch.setattr(os, "replace", fail)
+    assert grok.main(["--resume", str(tmp_path / "run"), "--steps", "40"]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint.pt: cannot be written: No space left on device" in error and error.count("\n") == 1
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    monkeypatch.setattr(os, "replace", replace_file)
+    assert grok.main(["--resume", str(tmp_path / "run"), "--steps", "40", "--quiet"]) == 0
+    assert table(tmp_path / "run") == timeless(train(steps=40))
+
+
+@pytest.mark.parametrize("limit, name", [(10_000, "checkpoint.pt"), (2_500, "metrics.csv")])
+def test_a_full_disk_gets_one_line_and_the_run_resumes(tmp_path, limit, name):
+    resource = pytest.importorskip("resource")
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    done = cli(*flags(steps=100, until=0, eval_every=5, out=tmp_path / "run"), preexec_fn=full)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{name}: cannot be written: " in done.stderr and "--resume" in done.stderr
+    assert cli("--resume", tmp_path / "run").returncode == 0
+    assert table(tmp_path / "run") == timeless(train(steps=100, until=0, eval_every=5))
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    train(out=tmp_path / "run")
+    with grok.read_folder(tmp_path / "run"):
+        done = cli("--resume", tmp_path / "run", "--steps", 40)
+        assert done.returncode == 2 and "another process is training in this folder" in done.stderr
+    assert cli("--resume", tmp_path / "run", "--steps", 40, "--quiet").returncode == 0
+
+
+def test_load_gives_the_trained_model_back(tmp_path):
+    rows = train(out=tmp_path / "run", seed=[0, 1], layers=2, outliers=3)
+    for i, last in enumerate([rows[len(rows) // 2 - 1], rows[-1]]):
+        config, model = grok.load(tmp_path / "run", i)
+        assert config.seed == i == last["seed"]
+        x, y, _ = (torch.from_numpy(a)[None] for a in grok.equations(config.op, config.p))
+        labels, train_rows = grok.split(config)
+        held = np.setdiff1d(np.arange(121), train_rows)
+        hits = model(x, y)[0].argmax(1).numpy() == labels
+        assert hits[held].mean() == pytest.approx(last["val_acc"], abs=1e-6)
+        assert hits[train_rows].mean() == pytest.approx(last["train_acc"], abs=1e-6)
+        assert model.weights()["embed"].shape == (1, 13, 16)
+    with pytest.raises(UsageError, match="run 2; it has 2 runs"):
+        grok.load(tmp_path / "run", 2)
+
+
+# --- torchrun -------------------------------------------------------------------------------------
+
+def torchrun(*arguments):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           HERE / "grok.py", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def test_torchrun_shares_the_grid_out_and_resumes(tmp_path):
+    sweep = dict(seed=[0, 1, 2], dropout=0.1, stack=1)
+    done = torchrun(*flags(**sweep, out=tmp_path / "both"))
+    assert done.returncode == 0, done.stderr
+    key = lambda row: (row["seed"], row["step"])
+    merged = sorted(table(tmp_path / "both" / "rank-0") + table(tmp_path / "both" / "rank-1"), key=key)
+    assert merged == sorted(timeless(train(**sweep)), key=key)
+    assert {row["seed"] for row in table(tmp_path / "both" / "rank-1")} == {1}
+    longer = sorted(timeless(train(**sweep, steps=40)), key=key)
+    assert cli("--resume", tmp_path / "both", "--steps", 35).returncode == 0  # one process takes both parts
+    assert torchrun("--resume", tmp_path / "both", "--steps", 40, "--expect", 0.9).returncode != 0
+    merged = sorted(table(tmp_path / "both" / "rank-0") + table(tmp_path / "both" / "rank-1"), key=key)
+    assert [row for row in merged if row["step"] != 35] == longer  # 35 was the last update for a while
+
+
+def test_torchrun_needs_out(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert grok.main(flags()) == 2 and "--out: is needed under torchrun" in capsys.readouterr().err
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("line, message", [
+    ("--p 96", "--p 96: x_div_y needs a prime modulus (nearest: 89, 97)"),
+    ("--p 1", "--p 1: must be a whole number in [2, 4096]"),
+    ("--p 9.5", "--p 9.5: must be a whole number"),
+    ("--p seven", "--p seven: must be a whole number"),
+    ("--op x_dvi_y", "did you mean x_div_y?"),
+    ("--op", "--op: expected at least one argument"),
+    ("--frac 0", "--frac 0: must be a number in (0, 1)"),
+    ("--frac 1", "--frac 1: must be a number in (0, 1)"),
+    ("--frac nan", "--frac nan: must be a number in (0, 1)"),
+    ("--frac 1e-9", "--frac 1e-09: gives 0 of the 9312 equations of x_div_y to training"),
+    ("--frac 0.99999", "gives 9312 of the 9312 equations"),
+    ("--frac 0.5 0.3 0.50", "--frac 0.5 0.3 0.50: a value is given twice"),
+    ("--seed -1", "--seed -1: must be a whole number in [0, inf)"),
+    ("--seed 1 1", "--seed 1 1: a value is given twice"),
+    ("--outliers 5000", "--outliers 5000: x_div_y at --frac 0.5 has only 4656 training equations"),
+    ("--layers 0", "--layers 0: must be a whole number in [1, inf)"),
+    ("--heads 5", "--heads 5: must divide --width 128"),
+    ("--width 0", "--width 0: must be"),
+    ("--dropout 1", "--dropout 1: must be a number in [0, 1)"),
+    ("--init-scale 0", "--init-scale 0: must be a number in (0, inf)"),
+    ("--lr inf", "--lr inf: must be a number in (0, inf)"),
+    ("--lr=-1e-3", "--lr -1e-3: must be a number in (0, inf)"),
+    ("--betas 0.9 1", "--betas 1: must be a number in [0, 1)"),
+    ("--betas 0.9", "--betas: expected 2 arguments"),
+    ("--weight-decay -1", "--weight-decay -1: must be a number in [0, inf)"),
+    ("--eps nan", "--eps nan: must be"),
+    ("--decay-to zero", "--decay-to zero: must be one of origin, init"),
+    ("--steps 0", "--steps 0: must be a whole number in [1, inf)"),
+    ("--batch-size -1", "--batch-size -1: must be"),
+    ("--until 1.1", "--until 1.1: must be a number in [0, 1]"),
+    ("--expect 2", "--expect 2: must be a number in [0, 1]"),
+    ("--recipe slow", "--recipe slow: must be one of paper, fast"),
+    ("--device tpu", "--device tpu: must be one of auto, cpu, cuda, mps"),
+    ("--threads 0", "--threads 0: must be"),
+    ("--stack 0", "--stack 0: must be"),
+    ("--eval-every 0", "--eval-every 0: must be"),
+    ("--checkpoint-every 0", "--checkpoint-every 0: must be"),
+    ("--step 5", "unrecognized arguments: --step 5"),
+    ("--out FILE", "FILE: cannot be a run folder: File exists"),
+    ("--out FILE/run", "FILE/run: cannot be a run folder: Not a directory"),
+    ("--resume nowhere", "nowhere: is not a run folder: config.json: No such file or directory"),
+])
+def test_a_mistake_gets_one_line_and_status_2(line, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    assert grok.main(line.split()) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1 and out == ""
+    assert os.listdir() == ["FILE"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_cuda_is_refused_where_there_is_none(capsys):
+    assert grok.main(["--device", "cuda"]) == 2
+    assert "--device cuda: there is none here" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
+    train(out=tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert grok.main(flags(out=tmp_path / "run")) == 2
+    assert "already holds a run (config.json); name another folder, or go on with --resume" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_default_folders_never_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [grok.main(flags(steps=1)) for _ in range(3)] == [0, 0, 0]
+    assert len(list(Path("runs").iterdir())) == 3
+    assert all((folder / "metrics.csv").exists() for folder in Path("runs").iterdir())
+
+
+def test_a_bug_still_shows_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(grok, "evaluate", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        grok.main(flags(out=tmp_path / "run"))
+
+
+def test_the_library_raises_the_same_texts_as_value_errors():
+    for changes, message in ((dict(p=96, op="x_div_y"), "--p 96: x_div_y needs a prime"), (dict(lr=[]), "needs a value"),
+                             (dict(frac=float("nan")), "--frac nan"), (dict(steps=True), "--steps True"),
+                             (dict(quiet=1), "--quiet 1: must be a bool"), (dict(betas=0.9), "--betas 0.9: takes 2"),
+                             (dict(seed="one"), "--seed one"), (dict(op=3), "--op 3: must be one of"),
+                             (dict(out=7), "--out 7: must be a str"), (dict(p=[97]), "--p [97]")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train(**changes)
+
+
+ODD = st.one_of(st.none(), st.booleans(), st.integers(-2, 10**30), st.floats(), st.text(max_size=4), st.binary(max_size=3),
+                st.sampled_from(["0.5", "1e3", "nan", "cpu", "x_mul_y", "init", 1e308, 5e-324, np.float32(0.5), np.int64(3)]))
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.dictionaries(st.sampled_from([f.name for f in fields(Config)]), ODD | st.lists(ODD, max_size=3)))
+def test_any_value_resolves_or_is_refused_in_one_line(changes):
+    try:
+        config = grok.resolve(Config(**changes))
+    except UsageError as error:
+        assert re.search(r"--[a-z]", str(error))
+    else:
+        assert grok.resolve(config) == config  # settled, and JSON can hold it
+        assert grok.resolve(Config(**json.loads(json.dumps(vars(config))))) == config
+
+
+def test_training_leaves_the_process_as_it_was(tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(5)
+        np.random.seed(5)
+        before = (torch.get_rng_state(), np.random.get_state()[1], signal.getsignal(signal.SIGINT),
+                  signal.getsignal(signal.SIGTERM), torch.get_num_threads(), os.getcwd(), dict(os.environ))
+        rows = train(threads=1 + torch.get_num_threads(), dropout=0.1, weight_noise=0.1, out=tmp_path / "run")
+        assert grok.main(flags(out=tmp_path / "main")) == 0
+        after = (torch.get_rng_state(), np.random.get_state()[1], signal.getsignal(signal.SIGINT),
+                 signal.getsignal(signal.SIGTERM), torch.get_num_threads(), os.getcwd(), dict(os.environ))
+        for one, other in zip(before, after):
+            assert np.array_equal(one, other) if hasattr(one, "shape") else one == other
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert timeless(rows) == timeless(train(dropout=0.1, weight_noise=0.1))
+
+
+# --- the files around it --------------------------------------------------------------------------
+
+def test_help_names_every_field_with_its_default(capsys):
+    with pytest.raises(SystemExit) as exit:
+        grok.main(["--help"])
+    assert exit.value.code == 0
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    paper = grok.resolve(Config())
+    for f in fields(Config):
+        entry = re.search(rf"{grok.flag(f.name)} [^\[]*(\[\w \.\.\.\][^\[]*)?\[([^\]]*)\]", text.split("data:")[1])
+        default = getattr(paper, f.name)
+        default = default if isinstance(default, list) else [default]
+        assert entry and entry[2].split(";")[0] == " ".join(map(str, default)), f.name
+
+
+def test_requirements_and_script_metadata_agree():
+    pins = (HERE / "requirements.txt").read_text().split()
+    metadata = re.search(r"# dependencies = (\[.*\])", (HERE / "grok.py").read_text())[1]
+    assert json.loads(metadata) == pins and all("==" in pin for pin in pins)
+
+
+def test_importing_grok_has_no_side_effects_and_is_light():
+    code = ("import sys, torch, os; before = set(os.listdir()); import grok; "
+            "assert not {'matplotlib', 'sklearn'} & set(sys.modules); assert set(os.listdir()) == before")
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=HERE, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
