@@ -67,10 +67,11 @@ class UsageError(ValueError):
 # Settings of model and optimiser. A recipe differs from "paper" in what it names.
 RECIPES = {
     "paper": dict(layers=2, width=128, heads=4, dropout=0.0, init_scale=1.0, embed_init_scale=1.0,
-                  steps=100_000, batch_size=512, lr=1e-3, betas=(0.9, 0.98), eps=1e-8,
-                  weight_decay=1.0, decay_to="origin", warmup=10, weight_noise=0.0,
+                  position_scale=1.0, steps=100_000, batch_size=512, lr=1e-3, betas=(0.9, 0.98),
+                  eps=1e-8, weight_decay=1.0, decay_to="origin", warmup=10, weight_noise=0.0,
                   update_noise=0.0, eval_every=100),
-    "fast": dict(layers=1, lr=4e-3, embed_init_scale=0.1, steps=10_000, eval_every=20),
+    "fast": dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, steps=5000,
+                 batch_size=768, lr=7e-3, warmup=50, eval_every=20),
 }
 
 
@@ -97,6 +98,7 @@ class Config:
     dropout: float = knob(None, "dropout on the feed-forward branch", "[0, 1)", "+")
     init_scale: float = knob(None, "factor on all initial weights but LayerNorm's", "(0, inf)", "+")
     embed_init_scale: float = knob(None, "factor on the token embedding's, on top", "(0, inf)", "+")
+    position_scale: float = knob(None, "factor on the fixed positions", "[0, inf)")
 
     steps: int = knob(None, "updates at most", "[1, inf)")
     batch_size: int = knob(None, "equations per update, at most half the training set; "
@@ -341,7 +343,7 @@ class Transformer(nn.Module):
     Tokens: elements 0 … n-1, the operation n, "=" n+1. A block adds causal attention, then a ReLU
     feed-forward of 4 x width to the stream, with LayerNorm after each sum; no other biases."""
 
-    def __init__(self, n, runs=1, layers=2, width=128, heads=4):
+    def __init__(self, n, runs=1, layers=2, width=128, heads=4, position_scale=1.0):
         super().__init__()
         self.n, self.layers, self.heads = n, layers, heads
         self.shapes = {"embed": (n + 2, width), "head": (width, n + 2)}  # linear maps: (in, out)
@@ -355,7 +357,7 @@ class Transformer(nn.Module):
         rate = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
         angle = torch.arange(4, dtype=torch.float32)[:, None] * rate
         positions = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :width]
-        self.register_buffer("positions", positions)                         # (4, D), fixed
+        self.register_buffer("positions", position_scale * positions)        # (4, D), fixed
 
     def initial(self, seed, init_scale=1.0, embed_init_scale=1.0):
         """A row (P,) of initial weights as PyTorch draws them: N(0, 1) for the embedding,
@@ -520,7 +522,7 @@ def build(runs, device):
     """A stack's model and tensors: table, labels and training mask (R, N), settings (R, 1), AdamW's
     moments and, as the anchor of decay, the initial weights (R, P)."""
     c = runs[0].config
-    model = Transformer(runs[0].shape()[0], len(runs), c.layers, c.width, c.heads)
+    model = Transformer(runs[0].shape()[0], len(runs), c.layers, c.width, c.heads, c.position_scale)
     anchor = torch.stack([model.initial(run.config.seed, run.config.init_scale,
                                         run.config.embed_init_scale) for run in runs])
     s = dict(anchor=anchor, m=torch.zeros_like(anchor), v=torch.zeros_like(anchor))
@@ -700,7 +702,7 @@ class Interrupted(Exception):
 FORMAT = 1  # of config.json and checkpoint.pt
 COLUMNS = ("op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers "
            "step train_loss train_acc val_loss val_acc weight_norm seconds "
-           "batch_size init_scale embed_init_scale layers width heads").split()
+           "batch_size init_scale embed_init_scale position_scale layers width heads").split()
 STATE = [f.name for f in fields(Run) if f.name not in ("config", "name")]
 RESUMABLE = "steps", "until", "expect", "device", "threads", "checkpoint_every", "quiet"
 
@@ -897,7 +899,7 @@ def load(path, run=0):
     try:
         chosen = folder.runs[run]
         c = chosen.config
-        model = Transformer(chosen.shape()[0], 1, c.layers, c.width, c.heads)
+        model = Transformer(chosen.shape()[0], 1, c.layers, c.width, c.heads, c.position_scale)
         model.W.data[0] = chosen.W
     except (IndexError, TypeError):
         raise UsageError(f"{path}: has no weights of run {run}; it has {len(folder.runs)} runs")
