@@ -127,7 +127,7 @@ class Config:
 
     device: str = knob("auto", "auto takes CUDA where there is one", ("auto", "cpu", "cuda", "mps"))
     threads: int = knob(None, "CPU threads; by default PyTorch's choice", "[1, 1024]")
-    stack: int = knob(None, "runs trained together at most; by default 64 on a GPU, 1 on a CPU",
+    stack: int = knob(None, "runs trained together at most; by default 64 on a GPU, 4 on a CPU",
                       "[1, inf)")
     compile: bool = knob(False, "torch.compile the model")
 
@@ -548,7 +548,7 @@ def build(runs, device):
 def evaluate(model, s):
     """Loss and accuracy of each run on all its training and all its validation equations, without
     dropout or noise, and the norm of its weights: a list of dicts, from one pass over the table."""
-    chunk = 1024 if model.W.device.type == "cpu" else max(256, 2**17 // len(model.W))
+    chunk = 512 if model.W.device.type == "cpu" else max(256, 2**17 // len(model.W))
     loss, hit, columns = [], [], {}
     for x, y, labels in zip(*(s[name].split(chunk, 1) for name in ("x", "y", "labels"))):
         logits = model(x, y)
@@ -673,7 +673,7 @@ def train_all(folder, console, stop=()):
     """Trains a folder's unfinished runs, one stack after another."""
     config, threads = folder.config, torch.get_num_threads()
     device = pick_device(config.device)
-    limit = config.stack or (64 if device.type == "cuda" else 1)
+    limit = config.stack or (64 if device.type == "cuda" else 4)
     try:
         torch.set_num_threads(config.threads or threads)
         for stack in stacks([run for run in folder.runs if not run.finished(config)], limit):
