@@ -92,8 +92,8 @@ class Config:
     outliers: int = knob(0, "training answers replaced by random ones", "[0, inf)", "+")
 
     recipe: str = knob("paper", "values of the settings below, where not given", tuple(RECIPES))
-    layers: int = knob(None, "transformer blocks", "[1, inf)")
-    width: int = knob(None, "width of the residual stream", "[1, inf)")
+    layers: int = knob(None, "transformer blocks", "[1, 1024]")
+    width: int = knob(None, "width of the residual stream", "[1, 65536]")
     heads: int = knob(None, "attention heads, which share the width", "[1, inf)")
     dropout: float = knob(None, "dropout on the feed-forward branch", "[0, 1)", "+")
     init_scale: float = knob(None, "factor on all initial weights but LayerNorm's", "(0, inf)", "+")
@@ -582,8 +582,9 @@ def train_stack(runs, config, device, folder, console, stop=()):
                                            for name in ("dropout", "weight_noise", "update_noise"))
     generator = torch.Generator(device)
     generator.manual_seed(int(rng(runs[0].config.seed, "noise").integers(2**63)))
-    if runs[0].noise is not None:
-        generator.set_state(runs[0].noise)
+    noise_state = runs[0].noise
+    if noise_state is not None and len(noise_state) == len(generator.get_state()):  # same device
+        generator.set_state(noise_state)
 
     def noise(name):
         return s[name] * torch.randn(model.W.shape, dtype=torch.float32, device=device,
@@ -676,8 +677,15 @@ def train_all(folder, console, stop=()):
     limit = config.stack or (64 if device.type == "cuda" else 4)
     try:
         torch.set_num_threads(config.threads or threads)
-        for stack in stacks([run for run in folder.runs if not run.finished(config)], limit):
-            train_stack(stack, config, device, folder, console, stop)
+        groups = stacks([run for run in folder.runs if not run.finished(config)], limit)
+        console.brief = len(groups) > 8
+        for group in groups:
+            train_stack(group, config, device, folder, console, stop)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise UsageError(f"--stack {limit}: {len(group)} runs of this size do not fit into memory; "
+                         "smaller --stack, --batch-size, --width or --layers would")
     finally:
         torch.set_num_threads(threads)
 
@@ -910,10 +918,11 @@ def load(path, run=0):
 # 7. The command line.
 
 class Console:
-    """What a person sees: on a terminal a line that updates itself, elsewhere one now and then."""
+    """What a person sees: on a terminal a line that updates itself; elsewhere a line now and then,
+    or, when `brief`, just one for each stack."""
 
     def __init__(self, quiet=False):
-        self.quiet, self.live = quiet, sys.stdout.isatty()
+        self.quiet, self.live, self.brief = quiet, sys.stdout.isatty(), False
 
     def line(self, text, end="\n"):
         if self.quiet:
@@ -946,7 +955,7 @@ class Console:
             left = datetime.timedelta(seconds=round((steps - step) / max(rate, 1e-3)))
             width = shutil.get_terminal_size().columns - 1
             self.line(f"{text}, at most {left} left"[:width], end="")
-        elif metrics and (step >= self.next or step == steps):
+        elif metrics and not self.brief and (step >= self.next or step == steps):
             self.line(text)
             self.next = 1.3 * step
 
@@ -1025,7 +1034,8 @@ def list_ops(p):
         op = Op(*op)
         try:
             n, N = table_size(name, p)
-            domain = "x, y in S5" if op.n == 120 else f"0 ≤ x < {n}, {op.y_from} ≤ y < {n}"
+            range_ = f"0 ≤ x < {n}, {op.y_from} ≤ y < {n}"
+            domain = "x, y in S5" if name.startswith("s5") else range_
             yield f"{name:32} {op.formula:38} {domain:24} {N:6,} equations"
         except UsageError as error:
             yield f"{name:32} {op.formula:38} {error}"
@@ -1096,7 +1106,7 @@ def command(given):
                 console.line(f"note: {folder.path} was written by another {name.split('_')[0]} "
                              f"({about.get(name, 'unknown')}); going on")
         with folder, signals() as stop:
-            if all(run.finished(config) for run in folder.runs):
+            if folder.resumed and all(run.finished(config) for run in folder.runs):
                 console.line(f"{folder.path}: is finished already; a higher --steps or --until "
                              "goes on")
             try:
@@ -1134,6 +1144,9 @@ def main(argv=None):
     except UsageError as error:
         print(f"grok.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a second Ctrl-C, or one outside training
+        print("grok.py: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

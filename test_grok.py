@@ -1037,3 +1037,26 @@ def test_importing_grok_has_no_side_effects_and_is_light():
             "assert not {'matplotlib', 'sklearn'} & set(sys.modules); assert set(os.listdir()) == before")
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=HERE, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+README = (HERE / "README.md").read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_the_readme_s_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grok, "OPS", dict(grok.OPS))
+    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("line", re.findall(r"(?:^|&& |[`']|nproc-per-node 2 )\S*(?:python |run )?grok\.py (-(?!-help)[^`'#\n]*)", README, re.M))
+def test_the_readme_s_commands_are_understood(line):
+    given = vars(grok.parser().parse_args(line.replace("$SLURM_ARRAY_TASK_ID", "7").split()))
+    for name in ("resume", "list_ops"):
+        given.pop(name, None)
+    grok.resolve(Config(**given))
+
+
+def test_the_readme_names_every_flag_operation_and_column():
+    for name in [grok.flag(f.name) for f in fields(Config)] + list(grok.OPS) + grok.COLUMNS:
+        assert re.search(rf"\b{name.strip('-')}\b", README), name
