@@ -324,16 +324,20 @@ def normed(h, w):
     return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-5), scale)
 
 
-def attention(q, kv, heads):
-    """Causal attention of the queries q (R, B, Tq, D) of the last positions over packed keys and
-    values kv (R, B, Tk, 2D). Each query meets just the keys it may see, so no mask is needed; with
-    four positions, sums of products beat fused kernels and batched matrix products."""
-    heard = []
-    for t, query in enumerate(q.unbind(2), kv.shape[2] - q.shape[2] + 1):
-        query = query.unflatten(2, (heads, -1)).unsqueeze(2)                 # (R, B, 1, H, D/H)
-        k, v = kv[:, :, :t].unflatten(3, (2, heads, -1)).unbind(3)           # (R, B, t, H, D/H)
-        share = ((query * k).sum(-1) / math.sqrt(k.shape[-1])).softmax(2)    # (R, B, t, H)
-        heard.append((share.unsqueeze(-1) * v).sum(2).flatten(2))
+def attention(q, k, v, heads):
+    """Causal attention of the queries q (R, B, Tq, D) of the last positions. Keys k and values v
+    are lists of (R, B, T, D), earlier positions first. Each query meets just what it may see, so no
+    mask is needed; with four positions, sums of products beat fused kernels, and parts left apart
+    beat one concatenated tensor."""
+    split_heads = lambda h: h.unflatten(3, (heads, -1))                      # (R, B, T, H, D/H)
+    (*past_k, own_k), (*past_v, own_v) = map(split_heads, k), map(split_heads, v)
+    heard, first = [], own_k.shape[2] - q.shape[2] + 1
+    for t, query in enumerate(split_heads(q).split(1, 2), first):
+        keys, values = [*past_k, own_k[:, :, :t]], [*past_v, own_v[:, :, :t]]
+        scores = torch.cat([(query * part).sum(-1) for part in keys], 2)     # (R, B, Tk, H)
+        shares = (scores / math.sqrt(query.shape[-1])).softmax(2).unsqueeze(-1)
+        shares = shares.split([part.shape[2] for part in values], 2)
+        heard.append(sum((s * part).sum(2) for s, part in zip(shares, values)).flatten(2))
     return torch.stack(heard, 2)                                             # (R, B, Tq, D)
 
 
@@ -348,9 +352,9 @@ class Transformer(nn.Module):
         self.n, self.layers, self.heads = n, layers, heads
         self.shapes = {"embed": (n + 2, width), "head": (width, n + 2)}  # linear maps: (in, out)
         for i in range(layers):
-            block = dict(q=(width, width), kv=(width, 2 * width), out=(width, width),
-                         norm1=(2, width), up=(width, 4 * width), down=(4 * width, width),
-                         norm2=(2, width))
+            square = (width, width)
+            block = dict(q=square, k=square, v=square, out=square, norm1=(2, width),
+                         up=(width, 4 * width), down=(4 * width, width), norm2=(2, width))
             self.shapes |= {f"{i}.{name}": shape for name, shape in block.items()}
         P = sum(map(math.prod, self.shapes.values()))
         self.W = nn.Parameter(torch.zeros(runs, P, dtype=torch.float32))
@@ -396,24 +400,26 @@ class Transformer(nn.Module):
         if not shared:
             prefix, h = take(prefix, x), take(h, y)                          # (R, B, 2, D)
         for i in range(self.layers):
-            w_q, w_kv, *rest = (w[f"{i}.{name}"] for name in
-                                ("q", "kv", "out", "norm1", "up", "down", "norm2"))
+            w_q, w_k, w_v, *rest = (w[f"{i}.{name}"] for name in
+                                    ("q", "k", "v", "out", "norm1", "up", "down", "norm2"))
             last = i == self.layers - 1
-            past, rows = linear(prefix, w_kv), h[:, :, 1:] if last else h    # at last, just "="
+            rows = h[:, :, 1:] if last else h                                # at last, just "="
+            past_k, past_v = linear(prefix, w_k), linear(prefix, w_v)
             if not last:
-                prefix = self.block(prefix, linear(prefix, w_q), past, rest, dropout, generator)
-            q, kv = linear(rows, w_q), linear(h, w_kv)
+                prefix = self.block(prefix, linear(prefix, w_q), [past_k], [past_v], rest, dropout,
+                                    generator)
+            q, k, v = linear(rows, w_q), linear(h, w_k), linear(h, w_v)
             if shared:
-                past = take(past, x)
+                past_k, past_v = take(past_k, x), take(past_v, x)
                 if i == 0:
-                    rows, q, kv = take(rows, y), take(q, y), take(kv, y)
-            h = self.block(rows, q, torch.cat([past, kv], 2), rest, dropout, generator)
+                    rows, q, k, v = (take(t, y) for t in (rows, q, k, v))
+            h = self.block(rows, q, [past_k, k], [past_v, v], rest, dropout, generator)
         return linear(h[:, :, 0], w["head"])
 
-    def block(self, h, q, kv, weights, dropout, generator):
-        """What follows the projections: rows h (R, M, Tq, D) with queries q attend to kv."""
+    def block(self, h, q, k, v, weights, dropout, generator):
+        """What follows the projections: the rows h (R, M, Tq, D) attend, then feed forward."""
         out, norm1, up, down, norm2 = weights
-        h = normed(h + linear(attention(q, kv, self.heads), out), norm1)
+        h = normed(h + linear(attention(q, k, v, self.heads), out), norm1)
         branch = linear(linear(h, up).relu(), down)
         if dropout is not None:
             rate = dropout[:, :, None, None]
@@ -1061,20 +1067,6 @@ def signals():
             signal.signal(number, handler)
 
 
-def default_folder(config):
-    """Makes a new folder runs/DATE-TIME-OP, with a number where that exists."""
-    base = f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{config.op[0]}"
-    for i in itertools.count(1):
-        path = base if i == 1 else f"{base}-{i}"
-        try:
-            os.makedirs(path)
-            return path
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be made: {error.strerror}; name a folder with --out")
-
-
 def folders(given, rank, world):
     """The folders the flags ask for: a new one, or those to go on with; under torchrun the part of
     this rank."""
@@ -1082,7 +1074,7 @@ def folders(given, rank, world):
         config = resolve(Config(**given))
         if world > 1 and not config.out:
             raise UsageError("--out: is needed under torchrun, for all processes to share")
-        path = config.out or default_folder(config)
+        path = config.out or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{config.op[0]}"
         return [Folder(Path(path, f"rank-{rank}") if world > 1 else path, config, (rank, world))]
     path = Path(given.pop("resume"))
     parts = [path / f"rank-{rank}"] if world > 1 else [path]

@@ -239,8 +239,8 @@ class Reference(nn.Module):
         grad = lambda p: p.data if p.grad is None else p.grad
         parts = {("embed", ...): grad(self.embed.weight), ("head", ...): grad(self.head.weight).T}
         for i, b in enumerate(self.blocks):
-            q, kv = grad(b.attention.in_proj_weight).split([self.width, 2 * self.width])
-            parts |= {(f"{i}.q", ...): q.T, (f"{i}.kv", ...): kv.T,
+            q, k, v = grad(b.attention.in_proj_weight).split(self.width)
+            parts |= {(f"{i}.q", ...): q.T, (f"{i}.k", ...): k.T, (f"{i}.v", ...): v.T,
                       (f"{i}.out", ...): grad(b.attention.out_proj.weight).T,
                       (f"{i}.up", ...): grad(b.up.weight).T, (f"{i}.down", ...): grad(b.down.weight).T}
             for name, norm in ("norm1", b.norm1), ("norm2", b.norm2):
@@ -300,13 +300,17 @@ def test_the_reference_is_causal_where_y_could_be_seen():
     assert ((one - other)[:, 2:].abs().amax(2) > 1e-3).all()
 
 
-def test_attention_never_looks_ahead():
-    q, kv = torch.randn(2, 5, 4, 16), torch.randn(2, 5, 4, 32)
+@pytest.mark.parametrize("queries", [4, 2, 1])
+def test_attention_never_looks_ahead(queries):
+    q, k, v = torch.randn(2, 5, queries, 16), torch.randn(2, 5, 4, 16), torch.randn(2, 5, 4, 16)
+    parts = lambda h: [h] if queries == 4 else [h[:, :, :2], h[:, :, 2:]]
+    before = grok.attention(q, parts(k), parts(v), 2)
     for t in range(4):
-        changed = kv.clone()
-        changed[:, :, t] += 1
-        moved = (grok.attention(q, kv, 2) - grok.attention(q, changed, 2)).abs().amax((0, 1, 3)) > 1e-4
-        assert moved.tolist() == [False] * t + [True] * (4 - t)
+        later = k.clone(), v.clone()
+        for tensor in later:
+            tensor[:, :, t] += 1
+        moved = (grok.attention(q, *map(parts, later), 2) - before).abs().amax((0, 1, 3)) > 1e-4
+        assert moved.tolist() == [position >= t for position in range(4 - queries, 4)]
 
 
 def test_two_blocks_hold_394240_parameters():
