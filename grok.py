@@ -563,7 +563,7 @@ def evaluate(model, s):
     loss, hit = torch.cat(loss, 1), torch.cat(hit, 1)                        # (R, N)
     for name, mask in ("train", s["train"]), ("val", ~s["train"]):
         columns[f"{name}_loss"] = (loss * mask).sum(1) / mask.sum(1)
-        columns[f"{name}_acc"] = (hit & mask).sum(1) / mask.sum(1)
+        columns[f"{name}_acc"] = (hit & mask).sum(1).float() / mask.sum(1)
     columns["weight_norm"] = model.W.norm(dim=1)
     return [{name: float(f"{value:.7g}") for name, value in zip(columns, values)}
             for values in torch.stack(list(columns.values()), 1).tolist()]
