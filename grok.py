@@ -642,7 +642,8 @@ def train_stack(runs, config, device, folder, console, stop=()):
                              "this run ends here")
             elif metrics:
                 folder.record(run, metrics[i])
-        console.progress(step, config.steps, metrics and [metrics[i] for i in live])
+        healthy = [metrics[i] for i in live if metrics and not runs[i].diverged]
+        console.progress(step, config.steps, healthy)
 
         done = [i for i in live if runs[i].finished(config)]
         store(done)

@@ -605,6 +605,14 @@ def test_a_run_that_cannot_generalise_fails_the_gate(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_gpu_agrees_with_the_cpu_and_generalises_too():
+    cpu, gpu = (train(**EASY | dict(device=device)) for device in ("cpu", "cuda"))
+    for column in "train_loss", "val_loss", "weight_norm":
+        assert gpu[0][column] == pytest.approx(cpu[0][column], abs=1e-4)
+    assert cpu[-1]["val_acc"] >= 0.99 and gpu[-1]["val_acc"] >= 0.99
+
+
 def test_expect_raises_the_goal_of_until(tmp_path):
     rows = train(**EASY, until=0.3, expect=0.5)
     assert rows[-1]["val_acc"] >= 0.5 > rows[-2]["val_acc"]
