@@ -40,6 +40,7 @@ import statistics
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -803,7 +804,9 @@ class Folder:
         path, table = self.path / "checkpoint.pt", self.path / "metrics.csv"
         remedy = f"; put the right one back, or delete {path} to start again from update 0"
         try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is wrong is said below, in one line
+                saved = torch.load(path, weights_only=True, map_location="cpu")
             length, digest = saved["csv_bytes"], saved["csv_sha256"]
             identity, states = saved["identity"], [{k: s[k] for k in STATE} for s in saved["runs"]]
         except Exception as error:  # pickle, zip, key and type errors have no class in common
