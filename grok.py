@@ -166,7 +166,8 @@ def checked(f, value):
     low, high = map(float, allowed[1:-1].split(","))
     if not (low < number < high or number == low and allowed[0] == "["
             or number == high and allowed[-1] == "]"):
-        raise UsageError(f"{said}: must be a {'whole ' * (f.type is int)}number in {allowed}")
+        hint = "; separate several values by spaces" if "," in str(value) else ""
+        raise UsageError(f"{said}: must be a {'whole ' * (f.type is int)}number in {allowed}{hint}")
     return number
 
 
@@ -934,8 +935,10 @@ class Console:
     def __init__(self, quiet=False):
         self.quiet, self.live, self.brief = quiet, sys.stdout.isatty(), False
 
-    def line(self, text, end="\n"):
+    def line(self, text, end="\n", always=False):
         if self.quiet:
+            if always:
+                print(f"grok.py: {text}", file=sys.stderr)
             return
         try:
             print(("\r\x1b[K" if self.live else "") + text, end=end, flush=True)
@@ -1108,7 +1111,8 @@ def command(given):
             try:
                 train_all(folder, console, stop)
             except Interrupted:
-                console.line(f"stopped; go on with: python grok.py --resume {folder.path}")
+                console.line("stopped; go on with: python grok.py --resume "
+                             f"{folder.path}", always=True)
                 return 128 + stop[0]
         for text in summary(folder):
             console.line(text)
@@ -1123,7 +1127,8 @@ def command(given):
         missed = int(total)
         dist.destroy_process_group()
     if missed:
-        console.line(f"--expect {config.expect}: missed by {missed} runs")
+        console.line(f"--expect {config.expect}: missed by {missed} runs; see {folder.path}",
+                     always=True)
     return 1 if missed else 0
 
 

@@ -602,7 +602,8 @@ def test_a_small_run_generalises_and_passes_the_gate(tmp_path):
 
 def test_a_run_that_cannot_generalise_fails_the_gate(tmp_path):
     done = cli(*flags(expect=0.99, out=tmp_path / "run"))
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    said = f"grok.py: --expect 0.99: missed by 1 runs; see {tmp_path / 'run'}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
@@ -914,6 +915,7 @@ def test_torchrun_needs_out(monkeypatch, capsys):
     ("--frac 0.5 0.3 0.50", "--frac 0.5 0.3 0.50: a value is given twice"),
     ("--seed -1", "--seed -1: must be a whole number in [0, inf)"),
     ("--seed 1 1", "--seed 1 1: a value is given twice"),
+    ("--seed 0,1,2", "--seed 0,1,2: must be a whole number in [0, inf); separate several values by spaces"),
     ("--outliers 5000", "--outliers 5000: x_div_y at --frac 0.5 has only 4656 training equations"),
     ("--layers 0", "--layers 0: must be a whole number in [1, 1024]"),
     ("--heads 5", "--heads 5: must divide --width 128"),
