@@ -27,6 +27,7 @@ import dataclasses
 import datetime
 import difflib
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -103,17 +104,19 @@ class Config:
 
     steps: int = knob(None, "updates at most", "[1, inf)")
     batch_size: int = knob(None, "equations per update, at most half the training set; "
-                                 "0 = full batch", "[0, inf)")
+                                 "0 = full batch", "[0, inf)", "+")
     lr: float = knob(None, "learning rate after warm-up", "(0, inf)", "+")
     betas: float = knob(None, "AdamW's decay rates of its two moments", "[0, 1)", 2)
     eps: float = knob(None, "AdamW's epsilon", "[0, inf)")
     weight_decay: float = knob(None, "decay per unit of lr, on every parameter", "[0, inf)", "+")
-    decay_to: str = knob(None, "where decay pulls the weights", ("origin", "init"))
+    decay_to: str = knob(None, "where decay pulls the weights", ("origin", "init"), "+")
     warmup: int = knob(None, "updates of linear warm-up", "[0, inf)")
     weight_noise: float = knob(None, "standard deviation of noise on the weights in each training "
                                      "pass", "[0, inf)", "+")
     update_noise: float = knob(None, "standard deviation of noise on each update, in units of lr",
                                "[0, inf)", "+")
+    variant: str = knob("", "NAME=VALUE,NAME=VALUE: what a run of the grid has instead, of the "
+                            "flags that take several values", nargs="+")
 
     until: float = knob(0.99, "a run stops at this validation accuracy; 0 = spend all steps",
                         "[0, 1]")
@@ -134,7 +137,7 @@ class Config:
 
 
 DEFAULTS = {f.name: f.default for f in fields(Config)}
-STARRED = [f.name for f in fields(Config) if f.metadata["nargs"] == "+"]
+STARRED = [f.name for f in fields(Config) if f.metadata["nargs"] == "+"]  # the last is variant
 
 
 def flag(name, value=""):
@@ -196,19 +199,36 @@ def resolve(config):
     pick_device(config.device)
     if config.width % config.heads:
         raise UsageError(f"--heads {config.heads}: must divide --width {config.width}")
-    for op, frac in itertools.product(config.op, config.frac):
-        N = table_size(op, config.p)[1]
-        n_train = round(frac * N)
+    known = {}
+    for run in grid(config):
+        c = run.config
+        N = table_size(c.op, c.p)[1]
+        n_train = round(c.frac * N)
         if not 0 < n_train < N:
-            raise UsageError(f"--frac {frac}: gives {n_train} of the {N} equations of {op} to "
+            raise UsageError(f"--frac {c.frac}: gives {n_train} of the {N} equations of {c.op} to "
                              "training; both sides need at least one")
-        if max(config.outliers) > n_train:
-            raise UsageError(f"--outliers {max(config.outliers)}: {op} at --frac {frac} has only "
+        if c.outliers > n_train:
+            raise UsageError(f"--outliers {c.outliers}: {c.op} at --frac {c.frac} has only "
                              f"{n_train} training equations")
+        same = known.setdefault(tuple(getattr(c, name) for name in STARRED[:-1]), c.variant)
+        if same != c.variant:
+            raise UsageError(f"--variant '{same}' '{c.variant}': give the same run twice")
     return config
 
 
-PURPOSES = "split", "outliers", "init", "batches", "noise"
+def overrides(variant):
+    """The settings, a dict, that a variant NAME=VALUE,NAME=VALUE puts in the place of a grid's."""
+    by_name, settings = {f.name: f for f in fields(Config)}, {}
+    for word in filter(None, variant.split(",")):
+        name, _, value = word.partition("=")
+        if name not in STARRED[:-1]:
+            raise UsageError(f"--variant {variant}: {name} must be one of "
+                             f"{', '.join(STARRED[:-1])}")
+        settings[name] = checked(by_name[name], value)
+    return settings
+
+
+PURPOSES = "split", "outliers", "init", "batches", "noise", "sharpness"
 
 
 def rng(seed, purpose, *more):
@@ -491,6 +511,13 @@ class Run:
         half = math.ceil(n_train / 2)
         return n, N, min(c.batch_size, half) if c.batch_size else n_train, self.step
 
+    def model(self):
+        """Its Transformer (R = 1), with its last weights."""
+        c = self.config
+        model = Transformer(self.shape()[0], 1, c.layers, c.width, c.heads, c.position_scale)
+        model.W.data[0] = self.W
+        return model
+
     def finished(self, config):
         goal = max(config.until, config.expect or 0) if config.until else math.inf
         return self.diverged is not None or self.step >= config.steps or self.val_acc >= goal
@@ -508,11 +535,12 @@ class Run:
 
 
 def grid(config):
-    """The table of runs of a resolved Config: the product of its fields with "+"."""
+    """The table of runs of a resolved Config: the product of its fields with "+", where a variant
+    has the last word."""
     told = [name for name in STARRED if name in ("op", "seed") or len(getattr(config, name)) > 1]
     runs = []
     for values in itertools.product(*(getattr(config, name) for name in STARRED)):
-        c = replace(config, **dict(zip(STARRED, values)))
+        c = replace(config, **dict(zip(STARRED, values)) | overrides(values[-1]))
         name = ", ".join(f"{name} {getattr(c, name)}" for name in told).removeprefix("op ")
         runs.append(Run(c, name))
     return runs
@@ -528,12 +556,13 @@ def stacks(runs, limit):
 
 def build(runs, device):
     """A stack's model and tensors: table, labels and training mask (R, N), settings (R, 1), AdamW's
-    moments and, as the anchor of decay, the initial weights (R, P)."""
+    moments and the anchor of decay, the origin or the initial weights (R, P)."""
     c = runs[0].config
     model = Transformer(runs[0].shape()[0], len(runs), c.layers, c.width, c.heads, c.position_scale)
     anchor = torch.stack([model.initial(run.config.seed, run.config.init_scale,
                                         run.config.embed_init_scale) for run in runs])
-    s = dict(anchor=anchor, m=torch.zeros_like(anchor), v=torch.zeros_like(anchor))
+    to_init = torch.tensor([[run.config.decay_to == "init"] for run in runs])
+    s = dict(anchor=anchor * to_init, m=torch.zeros_like(anchor), v=torch.zeros_like(anchor))
     model.W.data.copy_(anchor)
     for i, run in enumerate(runs):
         if run.W is not None:
@@ -586,6 +615,7 @@ def train_stack(runs, config, device, folder, console, stop=()):
     console.begin(runs, device, model.W.shape[1])
     train_rows = [mask.nonzero().flatten().numpy() for mask in s["train"].cpu()]
     *_, batch_size, step = runs[0].shape()
+    anchor = any(run.config.decay_to == "init" for run in runs)
     dropout, weight_noise, update_noise = (any(getattr(run.config, name) for run in runs)
                                            for name in ("dropout", "weight_noise", "update_noise"))
     generator = torch.Generator(device)
@@ -624,7 +654,7 @@ def train_stack(runs, config, device, folder, console, stop=()):
             loss = losses(logits, labels).mean(1)                            # (R,)
             grad, = torch.autograd.grad(loss.sum(), model.W)  # summed: no run scales another's
             adamw(model.W, grad, s["m"], s["v"], step, lr, s["weight_decay"], config.betas,
-                  config.eps, s["anchor"] if config.decay_to == "init" else None)
+                  config.eps, s["anchor"] if anchor else None)
             if update_noise:
                 model.W.data.add_(lr * noise("update_noise"))
             finite += loss.isfinite()
@@ -716,7 +746,7 @@ class Interrupted(Exception):
     """Training stopped by request, after a checkpoint."""
 
 
-FORMAT = 1  # of config.json and checkpoint.pt
+FORMAT = 2  # of config.json and checkpoint.pt
 COLUMNS = ("op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers "
            "step train_loss train_acc val_loss val_acc weight_norm seconds "
            "batch_size init_scale embed_init_scale position_scale layers width heads").split()
@@ -916,17 +946,318 @@ def load(path, run=0):
     folder = read_folder(path)
     folder.restore()
     try:
-        chosen = folder.runs[run]
-        c = chosen.config
-        model = Transformer(chosen.shape()[0], 1, c.layers, c.width, c.heads, c.position_scale)
-        model.W.data[0] = chosen.W
+        return folder.runs[run].config, folder.runs[run].model()
     except (IndexError, TypeError):
         raise UsageError(f"{path}: has no weights of run {run}; it has {len(folder.runs)} runs")
-    return c, model
 
 
 # --------------------------------------------------------------------------------------------------
-# 7. The command line.
+# 7. Figures, drawn from run folders alone. Only here are matplotlib and scikit-learn imported.
+
+MEASURED = "step", "train_loss", "train_acc", "val_loss", "val_acc", "weight_norm", "seconds"
+COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe and Ito's
+
+
+def optional(module):
+    """A module that only figures need. Raises UsageError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = "matplotlib" if module.startswith("matplotlib") else "scikit-learn"
+        raise UsageError(f"--plot: needs {package}, which is not installed: pip install {package}")
+
+
+def below(paths, name):
+    """The files of that name in and below some folders."""
+    return list({file.resolve(): file for path in paths for file in sorted(Path(path).rglob(name))}
+                .values())
+
+
+def read_runs(paths):
+    """The runs recorded in and below some folders: a list of (settings, rows), a dict and a list of
+    the dicts of metrics.csv. Raises UsageError."""
+    runs = {}
+    for file in below(paths, "metrics.csv"):
+        try:
+            for row in read_rows(file.read_text()):
+                settings = {name: row[name] for name in COLUMNS if name not in MEASURED}
+                run = runs.setdefault((file, *settings.values()), (settings, []))
+                run[1].append({name: row[name] + 0 for name in MEASURED})
+        except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{file}: is damaged or not of this grok.py ({error!r})")
+    if not runs:
+        raise UsageError(f"{flag('plot', paths)}: no metrics.csv there or below has a run in it")
+    return list(runs.values())
+
+
+def grouped(runs, *apart):
+    """The runs by their settings, but for seed and `apart`: (title, groups), what they have in
+    common and a dict from what tells a group from the others to its runs."""
+    def said(settings, names):
+        return ", ".join(f"{name} {settings[name]}" for name in names).removeprefix("op ")
+
+    names = [name for name in runs[0][0] if name not in ("seed", *apart)]
+    usual = {name: statistics.mode(settings[name] for settings, _ in runs) for name in names}
+    varied = [name for name in names if any(s[name] != usual[name] for s, _ in runs)]
+    paper = RECIPES["paper"] | dict(p=120 if usual["op"].startswith("s5") else 97, outliers=0)
+    title = said(usual, [name for name in names if name not in varied
+                         and usual[name] != paper.get(name)])
+    groups = {}
+    for settings, rows in runs:
+        told = [name for name in varied
+                if name == "op" or len(varied) == 1 or settings[name] != usual[name]]
+        groups.setdefault(said(settings, told) or "the usual", []).append((settings, rows))
+    return title, groups
+
+
+def reached(rows, column="val_acc"):
+    """The first evaluated update with 99 % accuracy; infinity if there is none."""
+    return next((row["step"] for row in rows if row[column] >= 0.99), math.inf)
+
+
+def band(group, column):
+    """Median, least and greatest value of a column over the runs of a group, as arrays, at every
+    update at which one was evaluated: (steps, median, low, high). A run that has ended keeps its
+    last value."""
+    steps, values = sorted({row["step"] for _, rows in group for row in rows}), []
+    for _, rows in group:
+        last = np.searchsorted([row["step"] for row in rows], steps, side="right") - 1
+        values.append(np.array([row[column] for row in rows])[last])
+    return np.array(steps), np.median(values, 0), np.min(values, 0), np.max(values, 0)
+
+
+def growth(fracs, updates):
+    """How much more updates each 1 % of the table less costs, between neighbouring fractions: 0.45
+    is 45 % more."""
+    return (np.array(updates[:-1]) / updates[1:]) ** (0.01 / np.diff(fracs)) - 1
+
+
+def canvas(title, size):
+    """A matplotlib Figure (inches) with two axes side by side."""
+    figure = optional("matplotlib.figure").Figure(size, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(1, 2)
+    for a in axes:
+        a.grid(alpha=0.3)
+        a.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def coloured(groups):
+    """(colour, label, group) for each; in order of lightness if there are many."""
+    few = len(groups) <= len(COLOURS)
+    shades = optional("matplotlib").colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
+    return [(colour, *item) for colour, item in zip(COLOURS if few else shades, groups.items())]
+
+
+def curves(runs):
+    """Accuracy and loss over updates: for each group of runs the median over seeds and the range."""
+    title, groups = grouped(runs)
+    figure, axes = canvas(title, (10, 3.8))
+    for colour, label, group in coloured(groups):
+        for a, quantity in zip(axes, ("acc", "loss")):
+            for part, style in ("train", "--"), ("val", "-"):
+                steps, median, low, high = band(group, f"{part}_{quantity}")
+                a.plot(steps, median, style, color=colour, lw=1.3)
+                a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+        a.plot([], [], color=colour, label=f"{label} ({len(group)})")
+    for a, name in zip(axes, ("accuracy", "loss (nats)")):
+        a.set(xscale="log", xlabel="updates", ylabel=name)
+        a.set_title("solid: validation, dashed: training", fontsize=8)
+    axes[1].set_yscale("log")
+    if len(groups) > 1:
+        figure.legend(loc="outside right center", fontsize=7, title="(runs)", title_fontsize=7)
+    return figure
+
+
+def sweep(runs, setting=None):
+    """Updates to 99 % and accuracy against a numeric setting or, without one, for each group of
+    runs. Medians over seeds, and the range; a run that never got there is a cross at its last
+    update. Accuracies are the best ones or, against outliers, the last."""
+    title, groups = grouped(runs, setting)
+    lines, which = {}, "last" if setting == "outliers" else "best"
+    for i, (label, group) in enumerate(groups.items()):      # {label: {x: [rows of each run]}}
+        for settings, rows in group:
+            line, x = (label, settings[setting]) if setting else ("", i)
+            lines.setdefault(line, {}).setdefault(x, []).append(rows)
+    figure, axes = canvas(title, (10, 3.8 if setting else 5))
+
+    def draw(a, places, value, **style):
+        points = []
+        for x, each in sorted(places.items()):
+            values = [value(rows) for rows in each]
+            if (median := statistics.median(values)) < math.inf:
+                points.append((x, median, min(values), max(v for v in values if v < math.inf)))
+        x, median, low, high = np.array(points, dtype=float).reshape(-1, 4).T
+        a.errorbar(x, median, [median - low, high - median], ms=4, lw=1.2, capsize=2, **style)
+        return x, median
+
+    for colour, label, places in coloured(lines):
+        for part, style, fill in ("train", "--", "white"), ("val", "-", colour):
+            style = dict(color=colour, mfc=fill, fmt="o" + style if setting else "o")
+            column = f"{part}_acc"
+            found = draw(axes[0], places, lambda rows: reached(rows, column), **style)
+            draw(axes[1], places, lambda rows: rows[-1][column] if which == "last" else
+                 max(row[column] for row in rows), **style)
+        never = [(x, rows[-1]["step"]) for x, each in places.items() for rows in each
+                 if reached(rows) == math.inf]
+        axes[0].plot(*np.reshape(never, (-1, 2)).T, "x", color=colour, ms=7)
+        axes[1].plot([], [], "o", color=colour, label=label)
+    axes[0].set(yscale="log", ylabel="updates to 99 %")
+    axes[1].set(ylabel=f"{which} accuracy", ylim=(-0.03, 1.03))
+    for a in axes:
+        a.set_title("filled: validation, hollow: training, ×: never in so many updates"
+                    if a is axes[0] else "filled: validation, hollow: training", fontsize=8)
+        if setting:
+            a.set_xlabel({"frac": "fraction of the table in training",
+                          "outliers": "training answers replaced"}[setting])
+        else:
+            a.set_xticks(range(len(groups)), groups, rotation=50, ha="right", fontsize=7,
+                         rotation_mode="anchor")
+    if len(lines) > 1:
+        figure.legend(loc="outside right center", fontsize=7)
+    elif setting == "frac":
+        middles = [np.sqrt(value[1:] * value[:-1]) for value in found]
+        for x, y, more in zip(*middles, growth(*found)):
+            axes[0].annotate(f"{more:+.0%}", (x, y), (6, 4), textcoords="offset points", fontsize=7)
+        axes[0].set_xlabel("fraction of the table in training (+n %: for each 1 % less of it)")
+    return figure
+
+
+def families(rows, op):
+    """What figure 3 joins among output rows (n, D): a text and lists of elements. For modular
+    operations these are strands from z to z + 8. For S5 they are cosets of the dihedral subgroup
+    ⟨(0 3)(1 4), (1 2)(3 4)⟩: of its conjugates, left or right, those nearest to clusters."""
+    n = len(rows)
+    if not op.startswith("s5"):
+        g = math.gcd(8, n)
+        return "lines: z to z + 8", [(i + 8 * np.arange(n // g + 1)) % n for i in range(g)]
+    numbers = {tuple(permutation): i for i, permutation in enumerate(PERMUTATIONS)}
+    group = np.array([0, numbers[3, 4, 2, 0, 1], numbers[0, 2, 1, 4, 3]])
+    while len(larger := np.unique(S5[group][:, group])) > len(group):
+        group = larger
+    best = math.inf, None
+    for g in range(n):
+        conjugate = S5[S5[S5_INVERSE[g], group], g]
+        for table in S5[conjugate].T, S5[:, conjugate]:      # row x: the elements of x's coset
+            members = np.unique(np.sort(table), axis=0)
+            centred = rows[members] - rows[members].mean(1, keepdims=True)
+            best = min(best, ((centred**2).sum(), members.tolist()))
+    share = best[0] / ((rows - rows.mean(0)) ** 2).sum()
+    return f"lines: cosets, with {share:.0%} of the variance inside them", best[1]
+
+
+def output_map(run):
+    """Figure 3: the rows of a trained run's output layer, one for each element, in the plane."""
+    manifold, decomposition = optional("sklearn.manifold"), optional("sklearn.decomposition")
+    op, n = run.config.op, run.shape()[0]
+    rows = run.model().weights()["head"][0, :, :n].T.detach().double().numpy()   # (n, D)
+    text, joined = families(rows, op)
+    figure, axes = canvas(f"{op}, output layer of seed {run.config.seed} at update {run.step:,}, "
+                          f"validation accuracy {run.val_acc:.3f}", (10, 4.8))
+    of_coset = {z: i for i, family in enumerate(joined) for z in family}
+    value = range(n) if len(joined) < 10 else [of_coset[z] for z in range(n)]
+    colour = optional("matplotlib").colormaps["turbo"](np.array(value) / max(value))
+    for a, name, method in ((axes[0], "t-SNE", manifold.TSNE(random_state=0, perplexity=n / 5)),
+                            (axes[1], "PCA", decomposition.PCA(2))):
+        points = method.fit_transform(rows)
+        for family in joined:
+            a.plot(*points[family].T, lw=0.6, color="0.6")
+        a.scatter(*points.T, c=colour, s=14, zorder=2)
+        for z, point in enumerate(points):
+            a.annotate(str(z), point, (2, 2), textcoords="offset points", fontsize=5)
+        a.set(xticks=[], yticks=[])
+        a.set_title(f"{name}; {text}", fontsize=8)
+    return figure
+
+
+def sharpness(loss, w, epsilon=1e-3, steps=20):
+    """Keskar et al. 2017 (arXiv 1609.04836), metric 2.1 without a projection: φ = 100 · (max f - f)
+    / (1 + f), the maximum of f = loss(w + z) over the box |z_i| ≤ epsilon · (|w_i| + 1), found by
+    projected gradient ascent: steps along the gradient's signs, from half the box down to none,
+    that start at a random point, since at a minimum the gradient is 0. `loss` maps a vector (P,) to
+    a scalar tensor."""
+    box = epsilon * (w.abs() + 1)
+    z = box * torch.from_numpy(rng(0, "sharpness").uniform(-1, 1, w.shape)).to(w)
+    at = highest = loss(w).item()
+    for step in range(steps + 1):
+        z.requires_grad_()
+        value = loss(w + z)
+        highest = max(highest, value.item())
+        sign = torch.autograd.grad(value, z)[0].sign()
+        z = (z.detach() + (1 - step / steps) * box * sign).clamp(-box, box)
+    return 100 * (highest - at) / (1 + at)
+
+
+def run_sharpness(run):
+    """Sharpness of a trained run's loss on its training set."""
+    model, (labels, train) = run.model(), split(run.config)
+    x, y, _ = equations(run.config.op, run.config.p)
+    x, y, labels = (torch.from_numpy(a[train])[None] for a in (x, y, labels))
+    return sharpness(lambda w: losses(model(x, y, w[None]), labels).mean(), model.W.detach()[0])
+
+
+def trained(paths):
+    """The runs below some folders, as far as they have weights. Raises UsageError."""
+    for file in below(paths, "checkpoint.pt"):
+        folder = read_folder(file.parent)
+        folder.restore()
+        yield from (run for run in folder.runs if run.W is not None)
+
+
+def correlation(points, title):
+    """Figure 7, from (sharpness, validation accuracy) of runs, with Spearman's rank correlation."""
+    rho, p = optional("scipy.stats").spearmanr(*zip(*points))
+    figure, axes = canvas(title, (10, 3.8))
+    for a, scale in zip(axes, ("linear", "log")):
+        a.plot(*zip(*points), "o", color=COLOURS[0], ms=4, alpha=0.7)
+        a.set(xscale=scale, xlabel="sharpness φ (%)", ylabel="validation accuracy")
+        a.set_title(f"Spearman's ρ = {rho:.3f}, p = {p:.1g}, {len(points)} runs", fontsize=8)
+    return figure
+
+
+def figures(paths, sharp=False):
+    """The figures that apply to what is in some folders: yields (name, matplotlib Figure)."""
+    runs, best, points = read_runs(paths), {}, []
+    for op in dict.fromkeys(settings["op"] for settings, _ in runs):
+        yield f"curves-{op}", curves([run for run in runs if run[0]["op"] == op])
+    swept = [name for name in ("frac", "outliers") if len({s[name] for s, _ in runs}) > 1]
+    for name in swept or [None] * (len(grouped(runs)[1]) > 1):
+        yield f"sweep-{name}" if name else "compare", sweep(runs, name)
+    for run in trained(paths):
+        op = run.config.op
+        if run.val_99 and (op not in best or run.val_acc > best[op].val_acc):
+            best[op] = run
+        if sharp:
+            points.append((run_sharpness(run), run.val_acc))
+    for op, run in best.items():
+        yield f"map-{op}", output_map(run)
+    if sharp:
+        if len(points) < 3:
+            raise UsageError("--sharpness: needs at least three runs with a checkpoint")
+        yield "sharpness", correlation(points, grouped(runs)[0])
+
+
+def plot(paths, out=None, sharp=False, console=None):
+    """Draws run folders: every figure that applies, as PNG in `out` or the first of the folders.
+    Returns the files. Raises UsageError."""
+    folder, files = Path(out or paths[0]), []
+    for name, figure in figures(paths, sharp):
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=110)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {folder}: cannot be a folder of pictures: {error.strerror}")
+        files.append(folder / f"{name}.png")
+        write_file(files[-1], data.getvalue())
+        if console:
+            console.line(str(files[-1]))
+    return files
+
+
+# --------------------------------------------------------------------------------------------------
+# 8. The command line.
 
 class Console:
     """What a person sees: on a terminal a line that updates itself; elsewhere a line now and then,
@@ -1037,6 +1368,9 @@ def parser():
                                metavar="|".join(choices) if choices else f.name[0].upper())
     group = cli.add_argument_group("other")
     group.add_argument("--resume", metavar="DIR", help="go on with a run folder, to the same bytes")
+    group.add_argument("--plot", metavar="DIR", nargs="+", help="draw run folders and stop; the "
+                       "pictures go to --out or the first DIR")
+    group.add_argument("--sharpness", action="store_true", help="with --plot: sharpness too")
     group.add_argument("--list-ops", action="store_true", help="list the operations and exit")
     group.add_argument("--version", action="version", version=f"grok.py {__version__}")
     return cli
@@ -1132,6 +1466,17 @@ def command(given):
     return 1 if missed else 0
 
 
+def draw(given):
+    """--plot; returns the exit status."""
+    if "plot" not in given:
+        raise UsageError("--sharpness: goes with --plot DIR")
+    other = set(given) - {"plot", "sharpness", "out", "quiet"}
+    if other:
+        raise UsageError(f"{flag(min(other), given[min(other)])}: has no use beside --plot")
+    plot(given["plot"], given.get("out"), "sharpness" in given, Console("quiet" in given))
+    return 0
+
+
 def main(argv=None):
     """The command line; returns the exit status."""
     if hasattr(sys.stdout, "reconfigure"):
@@ -1141,6 +1486,8 @@ def main(argv=None):
         if given.pop("list_ops", False):
             print(*list_ops(resolve(Config(op="x_plus_y", p=given.get("p"))).p), sep="\n")
             return 0
+        if "plot" in given or "sharpness" in given:
+            return draw(given)
         return command(given)
     except UsageError as error:
         print(f"grok.py: {error}", file=sys.stderr)
