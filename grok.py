@@ -137,7 +137,7 @@ class Config:
 
 
 DEFAULTS = {f.name: f.default for f in fields(Config)}
-STARRED = [f.name for f in fields(Config) if f.metadata["nargs"] == "+"]  # the last is variant
+STARRED = [f.name for f in fields(Config) if f.metadata["nargs"] == "+" and f.name != "variant"]
 
 
 def flag(name, value=""):
@@ -210,7 +210,7 @@ def resolve(config):
         if c.outliers > n_train:
             raise UsageError(f"--outliers {c.outliers}: {c.op} at --frac {c.frac} has only "
                              f"{n_train} training equations")
-        same = known.setdefault(tuple(getattr(c, name) for name in STARRED[:-1]), c.variant)
+        same = known.setdefault(tuple(getattr(c, name) for name in STARRED), c.variant)
         if same != c.variant:
             raise UsageError(f"--variant '{same}' '{c.variant}': give the same run twice")
     return config
@@ -221,9 +221,9 @@ def overrides(variant):
     by_name, settings = {f.name: f for f in fields(Config)}, {}
     for word in filter(None, variant.split(",")):
         name, _, value = word.partition("=")
-        if name not in STARRED[:-1]:
+        if name not in STARRED:
             raise UsageError(f"--variant {variant}: {name} must be one of "
-                             f"{', '.join(STARRED[:-1])}")
+                             f"{', '.join(STARRED)}")
         settings[name] = checked(by_name[name], value)
     return settings
 
@@ -537,10 +537,10 @@ class Run:
 def grid(config):
     """The table of runs of a resolved Config: the product of its fields with "+", where a variant
     has the last word."""
-    told = [name for name in STARRED if name in ("op", "seed") or len(getattr(config, name)) > 1]
-    runs = []
-    for values in itertools.product(*(getattr(config, name) for name in STARRED)):
-        c = replace(config, **dict(zip(STARRED, values)) | overrides(values[-1]))
+    names, runs = [*STARRED, "variant"], []
+    told = [name for name in names if name in ("op", "seed") or len(getattr(config, name)) > 1]
+    for values in itertools.product(*(getattr(config, name) for name in names)):
+        c = replace(config, **dict(zip(names, values)) | overrides(values[-1]))
         name = ", ".join(f"{name} {getattr(c, name)}" for name in told).removeprefix("op ")
         runs.append(Run(c, name))
     return runs
@@ -980,7 +980,9 @@ def read_runs(paths):
     for file in below(paths, "metrics.csv"):
         try:
             for row in read_rows(file.read_text()):
-                settings = {name: row[name] for name in COLUMNS if name not in MEASURED}
+                settings = {name: row[name] for name in COLUMNS if name not in (*MEASURED, "p")}
+                if row["p"] != 97 and not row["op"].startswith("s5"):
+                    settings["op"] += f" mod {row['p']}"
                 run = runs.setdefault((file, *settings.values()), (settings, []))
                 run[1].append({name: row[name] + 0 for name in MEASURED})
         except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
@@ -991,22 +993,26 @@ def read_runs(paths):
 
 
 def grouped(runs, *apart):
-    """The runs by their settings, but for seed and `apart`: (title, groups), what they have in
-    common and a dict from what tells a group from the others to its runs."""
+    """The runs by their settings, but for seed and `apart`: (title, groups), what is common to them
+    and a dict from what tells a group from most others to its runs."""
     def said(settings, names):
-        return ", ".join(f"{name} {settings[name]}" for name in names).removeprefix("op ")
+        values = [f"{v:g}" if isinstance(v := settings[name], float) else str(v) for name in names]
+        return ", ".join(map(" ".join, zip(names, values))).removeprefix("op ")
 
     names = [name for name in runs[0][0] if name not in ("seed", *apart)]
     usual = {name: statistics.mode(settings[name] for settings, _ in runs) for name in names}
     varied = [name for name in names if any(s[name] != usual[name] for s, _ in runs)]
-    paper = RECIPES["paper"] | dict(p=120 if usual["op"].startswith("s5") else 97, outliers=0)
+    several = len(varied) > 1
+    paper = dict(RECIPES["paper"], outliers=0)
     title = said(usual, [name for name in names if name not in varied
                          and usual[name] != paper.get(name)])
+    if several:
+        title += f"\nunless said: {said(usual, [name for name in varied if name != 'op'])}"
     groups = {}
     for settings, rows in runs:
         told = [name for name in varied
-                if name == "op" or len(varied) == 1 or settings[name] != usual[name]]
-        groups.setdefault(said(settings, told) or "the usual", []).append((settings, rows))
+                if name == "op" or not several or settings[name] != usual[name]]
+        groups.setdefault(said(settings, told) or "as above", []).append((settings, rows))
     return title, groups
 
 
@@ -1032,10 +1038,12 @@ def growth(fracs, updates):
     return (np.array(updates[:-1]) / updates[1:]) ** (0.01 / np.diff(fracs)) - 1
 
 
-def canvas(title, size):
-    """A matplotlib Figure (inches) with two axes side by side."""
+def canvas(title, labels=(), height=3.8):
+    """A matplotlib Figure and its two axes, with room for a legend of `labels` below them."""
+    rows = math.ceil(len(labels) / 2) if len(labels) > 1 else 0
+    size = (10, height + 0.2 * rows)                                         # inches
     figure = optional("matplotlib.figure").Figure(size, layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=9)
     axes = figure.subplots(1, 2)
     for a in axes:
         a.grid(alpha=0.3)
@@ -1044,29 +1052,28 @@ def canvas(title, size):
 
 
 def coloured(groups):
-    """(colour, label, group) for each; in order of lightness if there are many."""
-    few = len(groups) <= len(COLOURS)
+    """(colour, label, group) for each; where there are many, from dark to light."""
     shades = optional("matplotlib").colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
-    return [(colour, *item) for colour, item in zip(COLOURS if few else shades, groups.items())]
+    colours = COLOURS if len(groups) <= len(COLOURS) else shades
+    return [(colour, *item) for colour, item in zip(colours, groups.items())]
 
 
 def curves(runs):
-    """Accuracy and loss over updates: for each group of runs the median over seeds and the range."""
+    """Accuracy and loss over updates: each group of runs by its median over seeds and its range."""
     title, groups = grouped(runs)
-    figure, axes = canvas(title, (10, 3.8))
+    figure, axes = canvas(f"{title}\nsolid: validation, dashed: training; {len(runs)} runs", groups)
     for colour, label, group in coloured(groups):
         for a, quantity in zip(axes, ("acc", "loss")):
             for part, style in ("train", "--"), ("val", "-"):
                 steps, median, low, high = band(group, f"{part}_{quantity}")
                 a.plot(steps, median, style, color=colour, lw=1.3)
                 a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-        a.plot([], [], color=colour, label=f"{label} ({len(group)})")
+        axes[0].plot([], [], color=colour, label=f"{label} ({len(group)})")
     for a, name in zip(axes, ("accuracy", "loss (nats)")):
         a.set(xscale="log", xlabel="updates", ylabel=name)
-        a.set_title("solid: validation, dashed: training", fontsize=8)
     axes[1].set_yscale("log")
     if len(groups) > 1:
-        figure.legend(loc="outside right center", fontsize=7, title="(runs)", title_fontsize=7)
+        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure
 
 
@@ -1076,75 +1083,84 @@ def sweep(runs, setting=None):
     update. Accuracies are the best ones or, against outliers, the last."""
     title, groups = grouped(runs, setting)
     lines, which = {}, "last" if setting == "outliers" else "best"
-    for i, (label, group) in enumerate(groups.items()):      # {label: {x: [rows of each run]}}
+    for i, (label, group) in enumerate(groups.items()):      # {label: {place: [rows of each run]}}
         for settings, rows in group:
-            line, x = (label, settings[setting]) if setting else ("", i)
-            lines.setdefault(line, {}).setdefault(x, []).append(rows)
-    figure, axes = canvas(title, (10, 3.8 if setting else 5))
+            label, place = (label, settings[setting]) if setting else ("", i)
+            lines.setdefault(label, {}).setdefault(place, []).append(rows)
+    title += f"\nfilled: validation, hollow: training, ×: not in so many updates; {len(runs)} runs"
+    figure, axes = canvas(title, lines, 3.8 if setting else 1.6 + 0.22 * len(groups))
 
     def draw(a, places, value, **style):
         points = []
-        for x, each in sorted(places.items()):
+        for place, each in sorted(places.items()):
             values = [value(rows) for rows in each]
             if (median := statistics.median(values)) < math.inf:
-                points.append((x, median, min(values), max(v for v in values if v < math.inf)))
-        x, median, low, high = np.array(points, dtype=float).reshape(-1, 4).T
-        a.errorbar(x, median, [median - low, high - median], ms=4, lw=1.2, capsize=2, **style)
-        return x, median
+                points.append((place, median, min(values), max(v for v in values if v < math.inf)))
+        place, median, low, high = np.array(points, dtype=float).reshape(-1, 4).T
+        spread = np.array([median - low, high - median])
+        a.errorbar(*(place, median, spread) if setting else (median, place, None, spread),
+                   ms=4, lw=1.2, capsize=2, **style)
+        return place, median
 
     for colour, label, places in coloured(lines):
         for part, style, fill in ("train", "--", "white"), ("val", "-", colour):
-            style = dict(color=colour, mfc=fill, fmt="o" + style if setting else "o")
             column = f"{part}_acc"
+            style = dict(color=colour, mfc=fill, fmt="o" + style if setting else "o")
             found = draw(axes[0], places, lambda rows: reached(rows, column), **style)
             draw(axes[1], places, lambda rows: rows[-1][column] if which == "last" else
                  max(row[column] for row in rows), **style)
-        never = [(x, rows[-1]["step"]) for x, each in places.items() for rows in each
+        never = [(place, rows[-1]["step"]) for place, each in places.items() for rows in each
                  if reached(rows) == math.inf]
-        axes[0].plot(*np.reshape(never, (-1, 2)).T, "x", color=colour, ms=7)
+        never = np.reshape(never, (-1, 2)).T
+        axes[0].plot(*never if setting else never[::-1], "x", color=colour, ms=7)
         axes[1].plot([], [], "o", color=colour, label=label)
-    axes[0].set(yscale="log", ylabel="updates to 99 %")
-    axes[1].set(ylabel=f"{which} accuracy", ylim=(-0.03, 1.03))
-    for a in axes:
-        a.set_title("filled: validation, hollow: training, ×: never in so many updates"
-                    if a is axes[0] else "filled: validation, hollow: training", fontsize=8)
-        if setting:
-            a.set_xlabel({"frac": "fraction of the table in training",
-                          "outliers": "training answers replaced"}[setting])
-        else:
-            a.set_xticks(range(len(groups)), groups, rotation=50, ha="right", fontsize=7,
-                         rotation_mode="anchor")
-    if len(lines) > 1:
-        figure.legend(loc="outside right center", fontsize=7)
-    elif setting == "frac":
-        middles = [np.sqrt(value[1:] * value[:-1]) for value in found]
-        for x, y, more in zip(*middles, growth(*found)):
-            axes[0].annotate(f"{more:+.0%}", (x, y), (6, 4), textcoords="offset points", fontsize=7)
-        axes[0].set_xlabel("fraction of the table in training (+n %: for each 1 % less of it)")
+    value, place = "yx" if setting else "xy"
+    axes[0].set(**{f"{value}scale": "log", f"{value}label": "updates to 99 %"})
+    axes[1].set(**{f"{value}lim": (-0.03, 1.03), f"{value}label": f"{which} accuracy"})
+    name = dict(frac="fraction of the table in training", outliers="training answers replaced")
+    if setting:
+        for a in axes:
+            a.set_xlabel(name[setting])
+        if len(lines) > 1:
+            figure.legend(loc="outside lower center", fontsize=7, ncols=2)
+        elif setting == "frac":
+            middle = [np.sqrt(values[1:] * values[:-1]) for values in found]
+            for *at, more in zip(*middle, growth(*found)):
+                axes[0].annotate(f"{more:+.0%}", at, (4, 4), textcoords="offset points", fontsize=7)
+            axes[0].set_xlabel(f"{name['frac']} (+n %: more updates per 1 % less)")
+    else:
+        axes[0].set_yticks(range(len(groups)), groups, fontsize=7)
+        axes[1].set_yticks(range(len(groups)), [])
+        axes[0].invert_yaxis()
+        axes[1].invert_yaxis()
     return figure
 
 
 def families(rows, op):
-    """What figure 3 joins among output rows (n, D): a text and lists of elements. For modular
-    operations these are strands from z to z + 8. For S5 they are cosets of the dihedral subgroup
-    ⟨(0 3)(1 4), (1 2)(3 4)⟩: of its conjugates, left or right, those nearest to clusters."""
+    """What figure 3 joins among output rows (n, D): two pairs of a text and lists of elements. For
+    modular operations strands, to the z + k that is nearest on average and to z + 8. For S5
+    cosets of the dihedral group ⟨(0 3)(1 4), (1 2)(3 4)⟩: of its conjugates, left or right, those
+    that come nearest to being clusters."""
     n = len(rows)
     if not op.startswith("s5"):
-        g = math.gcd(8, n)
-        return "lines: z to z + 8", [(i + 8 * np.arange(n // g + 1)) % n for i in range(g)]
-    numbers = {tuple(permutation): i for i, permutation in enumerate(PERMUTATIONS)}
-    group = np.array([0, numbers[3, 4, 2, 0, 1], numbers[0, 2, 1, 4, 3]])
+        step = [((rows - np.roll(rows, -k, axis=0)) ** 2).sum() for k in range(n // 2 + 1)]
+        nearest, strands = 1 + np.argmin(step[1:]), lambda k: [
+            (i + k * np.arange(n // math.gcd(k, n) + 1)) % n for i in range(math.gcd(k, n))]
+        return ((f"lines: z to z + {nearest}, the nearest step", strands(nearest)),
+                ("lines: z to z + 8, as in the paper", strands(8)))
+    number = {tuple(permutation): i for i, permutation in enumerate(PERMUTATIONS)}
+    group = np.array([0, number[3, 4, 2, 0, 1], number[0, 2, 1, 4, 3]])
     while len(larger := np.unique(S5[group][:, group])) > len(group):
         group = larger
-    best = math.inf, None
+    within, cosets = math.inf, None
     for g in range(n):
         conjugate = S5[S5[S5_INVERSE[g], group], g]
         for table in S5[conjugate].T, S5[:, conjugate]:      # row x: the elements of x's coset
             members = np.unique(np.sort(table), axis=0)
-            centred = rows[members] - rows[members].mean(1, keepdims=True)
-            best = min(best, ((centred**2).sum(), members.tolist()))
-    share = best[0] / ((rows - rows.mean(0)) ** 2).sum()
-    return f"lines: cosets, with {share:.0%} of the variance inside them", best[1]
+            variance = rows[members].var(1).mean() / rows.var(0).mean()
+            if variance < within:
+                within, cosets = variance, list(members)
+    return ((f"lines: cosets, with {within:.0%} of the variance within", cosets),) * 2
 
 
 def output_map(run):
@@ -1152,18 +1168,18 @@ def output_map(run):
     manifold, decomposition = optional("sklearn.manifold"), optional("sklearn.decomposition")
     op, n = run.config.op, run.shape()[0]
     rows = run.model().weights()["head"][0, :, :n].T.detach().double().numpy()   # (n, D)
-    text, joined = families(rows, op)
     figure, axes = canvas(f"{op}, output layer of seed {run.config.seed} at update {run.step:,}, "
-                          f"validation accuracy {run.val_acc:.3f}", (10, 4.8))
-    of_coset = {z: i for i, family in enumerate(joined) for z in family}
-    value = range(n) if len(joined) < 10 else [of_coset[z] for z in range(n)]
-    colour = optional("matplotlib").colormaps["turbo"](np.array(value) / max(value))
-    for a, name, method in ((axes[0], "t-SNE", manifold.TSNE(random_state=0, perplexity=n / 5)),
-                            (axes[1], "PCA", decomposition.PCA(2))):
+                          f"validation accuracy {run.val_acc:.3f}", height=4.8)
+    methods = ("t-SNE", manifold.TSNE(random_state=0, perplexity=n / 5)), (
+        "PCA", decomposition.PCA(2))
+    for a, (name, method), (text, joined) in zip(axes, methods, families(rows, op)):
         points = method.fit_transform(rows)
-        for family in joined:
-            a.plot(*points[family].T, lw=0.6, color="0.6")
-        a.scatter(*points.T, c=colour, s=14, zorder=2)
+        for i, family in enumerate(joined):
+            a.plot(*points[family].T, lw=0.6, color="0.7")
+        shade = np.arange(n)
+        if op.startswith("s5"):
+            shade[np.array(joined)] = np.arange(len(joined))[:, None]
+        a.scatter(*points.T, c=shade, cmap="turbo", s=14, zorder=2)
         for z, point in enumerate(points):
             a.annotate(str(z), point, (2, 2), textcoords="offset points", fontsize=5)
         a.set(xticks=[], yticks=[])
@@ -1172,11 +1188,11 @@ def output_map(run):
 
 
 def sharpness(loss, w, epsilon=1e-3, steps=20):
-    """Keskar et al. 2017 (arXiv 1609.04836), metric 2.1 without a projection: φ = 100 · (max f - f)
-    / (1 + f), the maximum of f = loss(w + z) over the box |z_i| ≤ epsilon · (|w_i| + 1), found by
-    projected gradient ascent: steps along the gradient's signs, from half the box down to none,
-    that start at a random point, since at a minimum the gradient is 0. `loss` maps a vector (P,) to
-    a scalar tensor."""
+    """Keskar et al. 2017 (arXiv 1609.04836), metric 2.1 in the full space: φ = 100 · (max f - f) /
+    (1 + f), with the maximum of f = loss(w + z) over the box |z_i| ≤ epsilon · (|w_i| + 1), found
+    by projected gradient ascent along the gradient's signs, with steps from the size of the box
+    down to none. It starts at a random point, as the gradient at a minimum is 0. `loss` maps a
+    vector (P,) to a scalar tensor."""
     box = epsilon * (w.abs() + 1)
     z = box * torch.from_numpy(rng(0, "sharpness").uniform(-1, 1, w.shape)).to(w)
     at = highest = loss(w).item()
@@ -1208,7 +1224,7 @@ def trained(paths):
 def correlation(points, title):
     """Figure 7, from (sharpness, validation accuracy) of runs, with Spearman's rank correlation."""
     rho, p = optional("scipy.stats").spearmanr(*zip(*points))
-    figure, axes = canvas(title, (10, 3.8))
+    figure, axes = canvas(title)
     for a, scale in zip(axes, ("linear", "log")):
         a.plot(*zip(*points), "o", color=COLOURS[0], ms=4, alpha=0.7)
         a.set(xscale=scale, xlabel="sharpness φ (%)", ylabel="validation accuracy")
@@ -1220,7 +1236,7 @@ def figures(paths, sharp=False):
     """The figures that apply to what is in some folders: yields (name, matplotlib Figure)."""
     runs, best, points = read_runs(paths), {}, []
     for op in dict.fromkeys(settings["op"] for settings, _ in runs):
-        yield f"curves-{op}", curves([run for run in runs if run[0]["op"] == op])
+        yield f"curves-{op}".replace(" ", "-"), curves([run for run in runs if run[0]["op"] == op])
     swept = [name for name in ("frac", "outliers") if len({s[name] for s, _ in runs}) > 1]
     for name in swept or [None] * (len(grouped(runs)[1]) > 1):
         yield f"sweep-{name}" if name else "compare", sweep(runs, name)
