@@ -1205,12 +1205,13 @@ def sharpness(loss, w, epsilon=1e-3, steps=20):
     return 100 * (highest - at) / (1 + at)
 
 
-def run_sharpness(run):
+def run_sharpness(run, epsilon=1e-3):
     """Sharpness of a trained run's loss on its training set."""
     model, (labels, train) = run.model(), split(run.config)
     x, y, _ = equations(run.config.op, run.config.p)
     x, y, labels = (torch.from_numpy(a[train])[None] for a in (x, y, labels))
-    return sharpness(lambda w: losses(model(x, y, w[None]), labels).mean(), model.W.detach()[0])
+    loss = lambda w: losses(model(x, y, w[None]), labels).mean()
+    return sharpness(loss, model.W.detach()[0], epsilon)
 
 
 def trained(paths):

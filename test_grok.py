@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
+import matplotlib.image as image
 import numpy as np
 import pytest
 import torch
@@ -556,6 +558,26 @@ def test_a_grid_is_the_product_of_its_fields():
     assert len(rows) == 8 * 2
 
 
+def test_a_variant_is_the_run_that_its_settings_make():
+    texts = ["", "weight_decay=0,batch_size=0", "decay_to=init,lr=0.003", "op=x_mul_y,frac=0.3,dropout=0.5"]
+    rows = train(variant=texts, seed=[0, 1], stack=1)
+    apart = [row for changes in (dict(), dict(weight_decay=0, batch_size=0), dict(decay_to="init", lr=0.003),
+                                 dict(op="x_mul_y", frac=0.3, dropout=0.5)) for row in train(**changes, seed=[0, 1], stack=1)]
+    key = lambda row: [row[name] for name in grok.STARRED] + [row["step"]]
+    assert sorted(timeless(rows), key=key) == sorted(timeless(apart), key=key)
+
+
+def test_decays_to_origin_and_to_init_share_a_stack():
+    change = dict(weight_decay=20.0, lr=0.01, steps=20, eval_every=1, decay_to=["origin", "init"])
+    together, apart = train(**change, stack=2), train(**change, stack=1)
+    for row in together:
+        alone, = (r for r in apart if (r["decay_to"], r["step"]) == (row["decay_to"], row["step"]))
+        assert row["weight_norm"] == pytest.approx(alone["weight_norm"], rel=1e-3)
+    origin, init = (next(r["weight_norm"] for r in together if r["decay_to"] == to and r["step"] == 20)
+                    for to in ("origin", "init"))
+    assert origin < 0.5 * init  # so the two did differ
+
+
 def test_stacks_hold_one_shape_and_no_more_than_asked():
     runs = grok.grid(grok.resolve(Config(op=["x_plus_y", "x_mul_y", "s5_xy"], seed=list(range(5)))))
     groups = grok.stacks(runs, 4)
@@ -898,6 +920,228 @@ def test_torchrun_needs_out(monkeypatch, capsys):
     assert grok.main(flags()) == 2 and "--out: is needed under torchrun" in capsys.readouterr().err
 
 
+# --- figures --------------------------------------------------------------------------------------
+
+USUAL = dict(op="x_div_y", p=97, frac=0.5, seed=0, lr=0.001, weight_decay=1.0, decay_to="origin", dropout=0.0,
+             weight_noise=0.0, update_noise=0.0, outliers=0, batch_size=512, init_scale=1.0, embed_init_scale=1.0,
+             position_scale=1.0, layers=2, width=128, heads=4)
+
+
+def made(folder, *runs):
+    """A folder with a metrics.csv of made runs: (settings, {step: (train_acc, val_acc)})."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.csv", "w") as file:
+        writer = csv.DictWriter(file, grok.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for settings, curve in runs:
+            for step, (train_acc, val_acc) in curve.items():
+                writer.writerow(USUAL | settings | dict(step=step, train_acc=train_acc, val_acc=val_acc, weight_norm=9.0,
+                                                        train_loss=2 - train_acc, val_loss=3 - val_acc, seconds=1.0))
+    return folder
+
+
+def drawn(axes):
+    """What a matplotlib axes shows as lines and markers: a list of lists of (x, y)."""
+    return [[tuple(map(float, point)) for point in line.get_xydata()] for line in axes.lines if len(line.get_xydata())]
+
+
+def test_curves_are_medians_and_ranges_over_seeds(tmp_path):
+    made(tmp_path, (dict(seed=0), {1: (0.0, 0.1), 10: (0.5, 0.2), 100: (1.0, 0.6)}),
+         (dict(seed=1), {1: (0.1, 0.0), 10: (1.0, 1.0)}),  # ended early: keeps its last value
+         (dict(seed=2), {1: (0.2, 0.05), 10: (0.6, 0.1), 100: (0.9, 0.2)}))
+    figure = grok.curves(grok.read_runs([tmp_path]))
+    accuracy, loss = figure.axes
+    train_acc, val_acc = drawn(accuracy)
+    assert train_acc == [(1, 0.1), (10, 0.6), (100, 1.0)] and val_acc == [(1, 0.05), (10, 0.2), (100, 0.6)]
+    assert np.allclose([y for _, y in drawn(loss)[1]], [2.95, 2.8, 2.4])
+    band = {tuple(point) for point in accuracy.collections[1].get_paths()[0].vertices}
+    assert {(1, 0.0), (1, 0.1), (10, 0.1), (10, 1.0), (100, 0.2), (100, 1.0)} <= band
+    assert accuracy.get_xscale() == "log" and (accuracy.get_xlabel(), loss.get_ylabel()) == ("updates", "loss (nats)")
+    assert "x_div_y, frac 0.5" in figure.get_suptitle() and "3 runs" in figure.get_suptitle()
+
+
+def test_growth_is_per_one_per_cent_of_the_table():
+    fracs = [0.25, 0.26, 0.3, 0.5]
+    assert np.allclose(grok.growth(fracs, [1e6 * 1.45 ** (-100 * frac) for frac in fracs]), 0.45)
+    assert np.allclose(grok.growth([0.2, 0.3], [1024, 1]), 1.0)  # doubled ten times in ten steps
+
+
+def test_updates_against_the_fraction_with_runs_that_never_arrived(tmp_path):
+    runs = [(dict(frac=frac, seed=seed), {1: (0.0, 0.0), 50: (0.99, 0.3), updates + 20 * seed: (1.0, 0.995)})
+            for frac, updates in ((0.3, 3200), (0.31, 1600), (0.35, 100)) for seed in range(3)]
+    runs[0] = (dict(frac=0.3, seed=0), {1: (0.0, 0.0), 50: (0.99, 0.2), 9000: (1.0, 0.9)})
+    runs += [(dict(frac=0.2, seed=seed), {1: (0.0, 0.0), 70: (1.0, 0.1), 9000: (1.0, 0.05 * seed)}) for seed in range(3)]
+    made(tmp_path / "rank-0", *runs[::2])
+    made(tmp_path / "rank-1", *runs[1::2])
+    updates, best = grok.sweep(grok.read_runs([tmp_path, tmp_path / "rank-1"]), "frac").axes
+    lines = drawn(updates)
+    assert [(0.2, 70), (0.3, 50), (0.31, 50), (0.35, 50)] in lines            # 99 % of training
+    assert [(0.3, 3240), (0.31, 1620), (0.35, 120)] in lines                  # medians; none of three at 0.2
+    assert sorted(max(lines, key=lambda line: sum(y for _, y in line))) == [(0.2, 9000)] * 3 + [(0.3, 9000)]
+    ranges = [segment.tolist() for bars in updates.collections for segment in bars.get_segments()]
+    assert [[0.31, 1600], [0.31, 1640]] in ranges and [[0.3, 3220], [0.3, 3240]] in ranges
+    assert [(0.2, 0.1), (0.3, 0.995), (0.31, 0.995), (0.35, 0.995)] in drawn(best)
+    assert [text.get_text() for text in updates.texts] == ["+100%", "+92%"]  # 3240/1620 in 1 %, (1620/120)^(1/4) - 1
+    assert updates.get_yscale() == "log"
+
+
+def test_best_accuracy_by_intervention_and_by_operation(tmp_path):
+    made(tmp_path, *((dict(frac=frac, weight_decay=decay, dropout=dropout), {1: (0, 0), 100: (1, high), 200: (1, 0.2)})
+                     for frac in (0.3, 0.5) for decay, dropout, high in
+                     ((0.0, 0.0, 0.3), (0.0, 0.1, 0.4), (1.0, 0.0, 0.5 + frac))))
+    names = [name for name, _ in grok.figures([tmp_path])]
+    assert names == ["curves-x_div_y", "sweep-frac"]
+    figure = dict(grok.figures([tmp_path]))["sweep-frac"]
+    assert "unless said: weight_decay 0, dropout 0" in figure.get_suptitle()
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == ["as above", "dropout 0.1", "weight_decay 1"]
+    for line in [(0.3, 0.3), (0.5, 0.3)], [(0.3, 0.4), (0.5, 0.4)], [(0.3, 0.8), (0.5, 1.0)]:
+        assert line in drawn(figure.axes[1])
+
+
+def test_groups_are_compared_where_nothing_numeric_was_swept(tmp_path):
+    made(tmp_path, *((dict(op=op, p=p, seed=seed), {1: (0, 0), 100: (1, 1 - seed * share)}) for op, p, share in
+                     (("x_plus_y", 97, 0), ("x_plus_y", 31, 0.1), ("s5_xy", 120, 0.2)) for seed in (0, 1, 2)))
+    figures = dict(grok.figures([tmp_path]))
+    assert list(figures) == ["curves-x_plus_y", "curves-x_plus_y-mod-31", "curves-s5_xy", "compare"]
+    updates, best = figures["compare"].axes
+    assert [tick.get_text() for tick in updates.get_yticklabels()] == ["x_plus_y", "x_plus_y mod 31", "s5_xy"]
+    assert [(1, 0), (0.9, 1), (0.8, 2)] in drawn(best) and [(100, 0)] in drawn(updates)
+    assert [(100, 1)] * 2 + [(100, 2)] * 2 in drawn(updates)               # of p 31 and S5 one seed of three arrived
+
+
+def test_final_accuracies_against_outliers(tmp_path):
+    made(tmp_path, *((dict(outliers=k), {10: (0.5, 0.97), 100: (1.0, 1 - k / 1000)}) for k in (0, 100, 300)))
+    _, last = dict(grok.figures([tmp_path]))["sweep-outliers"].axes
+    assert [(0, 1), (100, 0.9), (300, 0.7)] in drawn(last) and [(0, 1), (100, 1), (300, 1)] in drawn(last)
+    assert last.get_ylabel() == "last accuracy"
+
+
+def test_the_nearest_strands_of_a_circle_and_the_strands_of_8():
+    angle = 2 * np.pi * 5 * np.arange(97) / 97                                # 5 · 39 = 1 mod 97 = 5 · -58
+    (text, nearest), (_, eights) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_plus_y")
+    assert "z + 39," in text and [strand.tolist() for strand in nearest] == [[39 * i % 97 for i in range(98)]]
+    assert [strand.tolist() for strand in eights] == [[8 * i % 97 for i in range(98)]]
+    _, (_, eights) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1)[:12], "x_plus_y")
+    assert sorted(map(sorted, map(set, map(np.ndarray.tolist, eights)))) == [[i, i + 4, i + 8] for i in range(4)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_cosets_that_are_clusters_are_found(side):
+    then = lambda x, y: tuple(y[i] for i in x)                                # x first
+    group, g = {tuple(range(5))}, (1, 0, 4, 2, 3)
+    inverse = tuple(g.index(i) for i in range(5))
+    while len(group) != len(group := group | {then(x, y) for x in group | {(3, 4, 2, 0, 1), (0, 2, 1, 4, 3)}
+                                              for y in group | {(3, 4, 2, 0, 1)}}):
+        pass
+    assert len(group) == 10
+    group = {then(then(inverse, h), g) for h in group}                        # a conjugate
+    cosets = {frozenset(PERMS.index(then(x, h) if side == "left" else then(h, x)) for h in group) for x in PERMS}
+    assert len(cosets) == 12
+    rows, random = np.empty((120, 16)), np.random.default_rng(0)
+    for coset in cosets:
+        rows[list(coset)] = random.normal(size=16) + 0.01 * random.normal(size=(10, 16))
+    (text, found), _ = grok.families(rows, "s5_xyx")
+    assert {frozenset(map(int, coset)) for coset in found} == cosets and "with 0% of the variance" in text
+    (text, _), _ = grok.families(random.normal(size=(120, 16)), "s5_xy")      # no clusters: about (10 - 1) / 10
+    assert 80 < int(re.search(r"with (\d+)%", text)[1]) <= 90
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of four small runs that generalised."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(**EASY | dict(seed=[0, 1], frac=[0.7, 0.8]), out=folder)
+    return folder
+
+
+def test_pictures_lie_beside_the_csv_or_where_asked(trained, tmp_path, capsys):
+    run, elsewhere = tmp_path / "run", tmp_path / "deep" / "pictures"
+    shutil.copytree(trained, run)
+    for extra, folder in ([], run), (["--out", str(elsewhere), "--sharpness"], elsewhere):
+        assert grok.main(["--plot", str(run), *extra]) == 0
+        names = ["curves-x_plus_y-mod-31", "sweep-frac", "map-x_plus_y"] + ["sharpness"] * (folder == elsewhere)
+        assert capsys.readouterr().out.split() == [str(folder / f"{name}.png") for name in names]
+        for name in names:
+            data = (folder / f"{name}.png").read_bytes()
+            height, width, _ = image.imread(folder / f"{name}.png").shape
+            assert data.startswith(b"\x89PNG") and width > 2 * height > 400 and len(data) < 400_000
+        assert sorted(folder.glob("*.png")) == sorted(folder / f"{name}.png" for name in names)
+    assert {file.name for file in run.iterdir() if file.suffix != ".png"} == {"config.json", "metrics.csv", "checkpoint.pt"}
+    assert grok.main(["--plot", str(run), "--out", str(elsewhere), "--quiet"]) == 0 and capsys.readouterr().out == ""
+
+
+def test_the_map_joins_the_points_it_shows(tmp_path):
+    train(**EASY | dict(p=23, steps=5), out=tmp_path)
+    run, = grok.trained([tmp_path])
+    for axes in grok.output_map(run).axes:
+        points = axes.collections[0].get_offsets()
+        step = int(re.search(r"z \+ (\d+)", axes.get_title())[1])
+        assert np.allclose(drawn(axes)[0], points[[step * i % 23 for i in range(24)]])
+        assert [text.get_text() for text in axes.texts] == [str(z) for z in range(23)]
+
+
+def test_sharpness_of_a_quadratic_is_that_of_a_corner_of_the_box():
+    random = np.random.default_rng(0)
+    w, curvature = (torch.from_numpy(random.normal(size=8) * 3) for _ in range(2))
+    box = 0.05 * (w.abs() + 1)
+    f = lambda v: 0.7 + (curvature.square() * (v - w).square()).sum()           # w is its minimum
+    highest = (curvature * box).square().sum().item()
+    assert grok.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * highest / 1.7, rel=1e-9)
+    f = lambda v: 2 + (curvature * (v - w)).sum() - 0.1 * (v - w).square().sum()  # its maximum is not in the box
+    corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=8)), dtype=torch.float64)
+    highest = max(f(w + corner * box).item() for corner in corners)
+    assert grok.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * (highest - 2) / 3, rel=1e-9)
+    f = lambda v: 2 - (v - w - box / 3).square().sum()                           # its maximum is inside, a third out
+    assert grok.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * (2 - f(w).item()) / (1 + f(w).item()), rel=0.02)
+    assert grok.sharpness(lambda v: (v * 0).sum(), w) == 0
+
+
+def test_sharpness_of_a_run_is_that_of_its_training_loss(tmp_path):
+    rows = train(out=tmp_path, outliers=5)
+    run, = grok.trained([tmp_path])
+    tiny, wide = (grok.run_sharpness(run, epsilon=epsilon) for epsilon in (1e-9, 1e-2))
+    assert 0 <= tiny < 1e-3 < wide
+    reference = []
+    whole = grok.sharpness
+    try:
+        grok.sharpness = lambda loss, w, epsilon: reference.append(loss(w).item())
+        grok.run_sharpness(run)
+    finally:
+        grok.sharpness = whole
+    assert reference[0] == pytest.approx(rows[-1]["train_loss"], abs=1e-5)
+
+
+def test_the_rank_correlation_knows_order_alone():
+    points = [(1.0, 0.9), (10.0, 0.5), (1e4, 0.4), (1e5, 0.1)]
+    first, second = grok.correlation(points, "made").axes
+    assert drawn(first)[0] == drawn(second)[0] == points and "ρ = -1.000" in first.get_title()
+    assert "ρ = 0.800" in grok.correlation([(1, 1), (2, 3), (3, 2), (4, 4)], "made").axes[0].get_title()  # 1 - 6·2/60
+
+
+@pytest.mark.parametrize("module, package", [("matplotlib", "matplotlib"), ("sklearn", "scikit-learn"),
+                                             ("scipy", "scikit-learn")])
+def test_without_a_library_one_line_names_the_install(module, package, trained, tmp_path, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == "scipy":  # what is drawn before, without it
+        monkeypatch.setattr(grok, "output_map", lambda run: grok.canvas("")[0])
+    assert grok.main(["--plot", str(trained), "--out", str(tmp_path), "--sharpness"]) == 2
+    said = f"grok.py: --plot: needs {package}, which is not installed: pip install {package}\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(grok.COLUMNS) + "\nx_div_y,97,0.5,0\n",
+                                  ",".join(grok.COLUMNS) + "\n" + ",".join(["x"] * len(grok.COLUMNS)) + "\n", "\xff\n,"])
+def test_a_damaged_csv_gets_one_line(text, tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_bytes(text.encode("latin-1"))
+    assert grok.main(["--plot", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("grok.py: ") and str(tmp_path) in err and err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("line, message", [
@@ -942,6 +1186,15 @@ def test_torchrun_needs_out(monkeypatch, capsys):
     ("--step 5", "unrecognized arguments: --step 5"),
     ("--out FILE", "FILE: cannot be a run folder: File exists"),
     ("--out FILE/run", "FILE/run: cannot be a run folder: Not a directory"),
+    ("--variant lr", "--lr: must be a number in (0, inf)"),
+    ("--variant lr=x", "--lr x: must be a number in (0, inf)"),
+    ("--variant layers=1", "--variant layers=1: layers must be one of op, frac, seed"),
+    ("--variant frac=1e-9", "--frac 1e-09: gives 0 of the 9312 equations"),
+    ("--variant lr=1e-3 weight_decay=1", "--variant 'lr=1e-3' 'weight_decay=1': give the same run twice"),
+    ("--plot nowhere", "--plot nowhere: no metrics.csv there or below has a run in it"),
+    ("--plot . --steps 5", "--steps 5: has no use beside --plot"),
+    ("--plot", "--plot: expected at least one argument"),
+    ("--sharpness", "--sharpness: goes with --plot DIR"),
     ("--resume nowhere", "nowhere: is not a run folder: config.json: No such file or directory"),
 ])
 def test_a_mistake_gets_one_line_and_status_2(line, message, tmp_path, capsys, monkeypatch):
@@ -1066,7 +1319,7 @@ def test_the_readme_s_examples_run(code, tmp_path, monkeypatch):
 @pytest.mark.parametrize("line", re.findall(r"(?:^|&& |[`']|nproc-per-node 2 )\S*(?:python |run )?grok\.py (-(?!-help)[^`'#\n]*)", README, re.M))
 def test_the_readme_s_commands_are_understood(line):
     given = vars(grok.parser().parse_args(line.replace("$SLURM_ARRAY_TASK_ID", "7").split()))
-    for name in ("resume", "list_ops"):
+    for name in ("resume", "list_ops", "plot", "sharpness"):
         given.pop(name, None)
     grok.resolve(Config(**given))
 
@@ -1074,3 +1327,5 @@ def test_the_readme_s_commands_are_understood(line):
 def test_the_readme_names_every_flag_operation_and_column():
     for name in [grok.flag(f.name) for f in fields(Config)] + list(grok.OPS) + grok.COLUMNS:
         assert re.search(rf"\b{name.strip('-')}\b", README), name
+    stars = set(re.findall(r"`--([a-z-]+)[^`]*`\*", README))
+    assert stars == {name.replace("_", "-") for name in [*grok.STARRED, "variant"]}
