@@ -1077,62 +1077,64 @@ def curves(runs):
     return figure
 
 
+def medians(places, value):
+    """Median, least and greatest value(rows) of the runs at each place, {place: [rows of a run]}:
+    arrays (place, median, low, high). What is infinite is left out."""
+    points = []
+    for place, each in sorted(places.items()):
+        values = [value(rows) for rows in each]
+        if (median := statistics.median(values)) < math.inf:
+            points.append((place, median, min(values), max(v for v in values if v < math.inf)))
+    return np.array(points, dtype=float).reshape(-1, 4).T
+
+
 def sweep(runs, setting=None):
     """Updates to 99 % and accuracy against a numeric setting or, without one, for each group of
     runs. Medians over seeds, and the range; a run that never got there is a cross at its last
     update. Accuracies are the best ones or, against outliers, the last."""
     title, groups = grouped(runs, setting)
     lines, which = {}, "last" if setting == "outliers" else "best"
-    for i, (label, group) in enumerate(groups.items()):      # {label: {place: [rows of each run]}}
+    for i, (label, group) in enumerate(groups.items()):      # {label: {place: [rows of a run]}}
         for settings, rows in group:
             label, place = (label, settings[setting]) if setting else ("", i)
             lines.setdefault(label, {}).setdefault(place, []).append(rows)
     title += f"\nfilled: validation, hollow: training, ×: not in so many updates; {len(runs)} runs"
     figure, axes = canvas(title, lines, 3.8 if setting else 1.6 + 0.22 * len(groups))
 
-    def draw(a, places, value, **style):
-        points = []
-        for place, each in sorted(places.items()):
-            values = [value(rows) for rows in each]
-            if (median := statistics.median(values)) < math.inf:
-                points.append((place, median, min(values), max(v for v in values if v < math.inf)))
-        place, median, low, high = np.array(points, dtype=float).reshape(-1, 4).T
-        spread = np.array([median - low, high - median])
-        a.errorbar(*(place, median, spread) if setting else (median, place, None, spread),
-                   ms=4, lw=1.2, capsize=2, **style)
-        return place, median
-
     for colour, label, places in coloured(lines):
-        for part, style, fill in ("train", "--", "white"), ("val", "-", colour):
-            column = f"{part}_acc"
-            style = dict(color=colour, mfc=fill, fmt="o" + style if setting else "o")
-            found = draw(axes[0], places, lambda rows: reached(rows, column), **style)
-            draw(axes[1], places, lambda rows: rows[-1][column] if which == "last" else
-                 max(row[column] for row in rows), **style)
+        for column, style, fill in ("train_acc", "o--", "white"), ("val_acc", "o-", colour):
+            steps = medians(places, lambda rows: reached(rows, column))
+            accuracy = medians(places, lambda rows: rows[-1][column] if which == "last" else
+                               max(row[column] for row in rows))
+            for a, (place, median, low, high) in zip(axes, (steps, accuracy)):
+                spread = [median - low, high - median]
+                a.errorbar(*(place, median, spread) if setting else (median, place, None, spread),
+                           fmt=style if setting else "o", color=colour, mfc=fill, ms=4, capsize=2)
         never = [(place, rows[-1]["step"]) for place, each in places.items() for rows in each
                  if reached(rows) == math.inf]
         never = np.reshape(never, (-1, 2)).T
         axes[0].plot(*never if setting else never[::-1], "x", color=colour, ms=7)
         axes[1].plot([], [], "o", color=colour, label=label)
-    value, place = "yx" if setting else "xy"
+
+    value = "y" if setting else "x"
     axes[0].set(**{f"{value}scale": "log", f"{value}label": "updates to 99 %"})
     axes[1].set(**{f"{value}lim": (-0.03, 1.03), f"{value}label": f"{which} accuracy"})
-    name = dict(frac="fraction of the table in training", outliers="training answers replaced")
-    if setting:
-        for a in axes:
-            a.set_xlabel(name[setting])
-        if len(lines) > 1:
-            figure.legend(loc="outside lower center", fontsize=7, ncols=2)
-        elif setting == "frac":
-            middle = [np.sqrt(values[1:] * values[:-1]) for values in found]
-            for *at, more in zip(*middle, growth(*found)):
-                axes[0].annotate(f"{more:+.0%}", at, (4, 4), textcoords="offset points", fontsize=7)
-            axes[0].set_xlabel(f"{name['frac']} (+n %: more updates per 1 % less)")
-    else:
-        axes[0].set_yticks(range(len(groups)), groups, fontsize=7)
-        axes[1].set_yticks(range(len(groups)), [])
-        axes[0].invert_yaxis()
-        axes[1].invert_yaxis()
+    if not setting:
+        for a, names in zip(axes, (groups, [])):
+            a.set_yticks(range(len(groups)), names or [""] * len(groups), fontsize=7)
+            a.invert_yaxis()
+        return figure
+    for a in axes:
+        a.set_xlabel(dict(frac="fraction of the table in training",
+                          outliers="training answers replaced by random ones")[setting])
+    if len(lines) > 1:
+        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
+    elif setting == "frac":
+        fracs, updates, *_ = steps                           # those of validation
+        at = zip(np.sqrt(fracs[1:] * fracs[:-1]), np.sqrt(updates[1:] * updates[:-1]))
+        for point, more in zip(at, growth(fracs, updates)):
+            axes[0].annotate(f"{more:+.0%}", point, (4, 4), textcoords="offset points", fontsize=7)
+        axes[0].set_xlabel("fraction of the table in training (+n %: more updates per 1 % less)")
     return figure
 
 
@@ -1170,11 +1172,11 @@ def output_map(run):
     rows = run.model().weights()["head"][0, :, :n].T.detach().double().numpy()   # (n, D)
     figure, axes = canvas(f"{op}, output layer of seed {run.config.seed} at update {run.step:,}, "
                           f"validation accuracy {run.val_acc:.3f}", height=4.8)
-    methods = ("t-SNE", manifold.TSNE(random_state=0, perplexity=n / 5)), (
-        "PCA", decomposition.PCA(2))
-    for a, (name, method), (text, joined) in zip(axes, methods, families(rows, op)):
+    methods = {"t-SNE": manifold.TSNE(random_state=0, perplexity=n / 5),
+               "PCA": decomposition.PCA(2)}
+    for a, (name, method), (text, joined) in zip(axes, methods.items(), families(rows, op)):
         points = method.fit_transform(rows)
-        for i, family in enumerate(joined):
+        for family in joined:
             a.plot(*points[family].T, lw=0.6, color="0.7")
         shade = np.arange(n)
         if op.startswith("s5"):
