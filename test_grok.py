@@ -821,7 +821,7 @@ def from_another_command(folder):
     (damage("metrics.csv", lambda b: b[:-30]), "metrics.csv: was edited or cut short after the checkpoint"),
     (damage("metrics.csv", lambda b: b.replace(b"x_plus_y", b"x_mul_yy")), "metrics.csv: was edited or cut short"),
     (lambda folder: (folder / "metrics.csv").unlink(), "metrics.csv: was edited or cut short after the checkpoint"),
-    (damage("config.json", lambda b: b.replace(b'"format": 1', b'"format": 99')), "config.json: has format 99"),
+    (damage("config.json", lambda b: b.replace(b'"format": 2', b'"format": 99')), "config.json: has format 99"),
     (damage("config.json", lambda b: b[:40]), "config.json: is damaged"),
     (damage("config.json", lambda b: b"[1]"), "config.json: is damaged"),
     (damage("config.json", lambda b: b"\xff\xfe"), "config.json: is damaged"),
@@ -1287,7 +1287,7 @@ def test_help_names_every_field_with_its_default(capsys):
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     paper = grok.resolve(Config())
     for f in fields(Config):
-        entry = re.search(rf"{grok.flag(f.name)} [^\[]*(\[\w \.\.\.\][^\[]*)?\[([^\]]*)\]", text.split("data:")[1])
+        entry = re.search(rf"{grok.flag(f.name)} [^\[]*(\[[\w|]+ \.\.\.\][^\[]*)?\[([^\]]*)\]", text.split("data:")[1])
         default = getattr(paper, f.name)
         default = default if isinstance(default, list) else [default]
         assert entry and entry[2].split(";")[0] == " ".join(map(str, default)), f.name
