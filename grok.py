@@ -1138,31 +1138,46 @@ def sweep(runs, setting=None):
     return figure
 
 
-def families(rows, op):
-    """What figure 3 joins among output rows (n, D): two pairs of a text and lists of elements. For
-    modular operations strands, to the z + k that is nearest on average and to z + 8. For S5
-    cosets of the dihedral group ⟨(0 3)(1 4), (1 2)(3 4)⟩: of its conjugates, left or right, those
-    that come nearest to being clusters."""
-    n = len(rows)
-    if not op.startswith("s5"):
-        step = [((rows - np.roll(rows, -k, axis=0)) ** 2).sum() for k in range(n // 2 + 1)]
-        nearest, strands = 1 + np.argmin(step[1:]), lambda k: [
-            (i + k * np.arange(n // math.gcd(k, n) + 1)) % n for i in range(math.gcd(k, n))]
-        return ((f"lines: z to z + {nearest}, the nearest step", strands(nearest)),
-                ("lines: z to z + 8, as in the paper", strands(8)))
-    number = {tuple(permutation): i for i, permutation in enumerate(PERMUTATIONS)}
-    group = np.array([0, number[3, 4, 2, 0, 1], number[0, 2, 1, 4, 3]])
+# Subgroups of S5 by two generators. Figure 3 has D5: ⟨(0 3)(1 4), (1 2)(3 4)⟩.
+SUBGROUPS = dict(D5=([3, 4, 2, 0, 1], [0, 2, 1, 4, 3]), A4=([1, 2, 0, 3, 4], [1, 0, 3, 2, 4]),
+                 S4=([1, 2, 3, 0, 4], [1, 0, 2, 3, 4]))
+
+
+def strands(n, step):
+    """The elements 0 … n-1 along z, z + step, z + 2 · step …, in closed lines."""
+    g = math.gcd(n, step)
+    return [(i + step * np.arange(n // g + 1)) % n for i in range(g)]
+
+
+def cosets(rows, generators):
+    """Of a subgroup of S5, its conjugates, and left or right cosets, those that come nearest to
+    clusters of rows (120, D): (share of the variance within them, the same by chance, cosets)."""
+    group = [0, *(PERMUTATIONS.tolist().index(generator) for generator in generators)]
     while len(larger := np.unique(S5[group][:, group])) > len(group):
         group = larger
-    within, cosets = math.inf, None
-    for g in range(n):
+    found = []
+    for g in range(120):
         conjugate = S5[S5[S5_INVERSE[g], group], g]
         for table in S5[conjugate].T, S5[:, conjugate]:      # row x: the elements of x's coset
             members = np.unique(np.sort(table), axis=0)
-            variance = rows[members].var(1).mean() / rows.var(0).mean()
-            if variance < within:
-                within, cosets = variance, list(members)
-    return ((f"lines: cosets, with {within:.0%} of the variance within", cosets),) * 2
+            found.append((rows[members].var(1).mean() / rows.var(0).mean(), members.tolist()))
+    within, members = min(found)
+    return within, (120 - len(members)) / 119, members
+
+
+def families(rows, op):
+    """What figure 3 joins by lines among output rows (n, D), (text, lists of elements): what comes
+    nearest in these rows, and what did so in the paper."""
+    n = len(rows)
+    if not op.startswith("s5"):
+        distance = [((rows - np.roll(rows, k, axis=0)) ** 2).sum() for k in range(1, n // 2 + 1)]
+        steps = (1 + np.argmin(distance), ", the nearest"), (8, ", as in the paper")
+        return [(f"z to z + {step}{note}", strands(n, step)) for step, note in steps]
+    found = {name: cosets(rows, generators) for name, generators in SUBGROUPS.items()}
+    nearest = min(found, key=lambda name: found[name][0] / found[name][1])
+    return [(f"cosets of {name}{note}: {found[name][0]:.0%} of the variance within them, "
+             f"{found[name][1]:.0%} by chance", found[name][2])
+            for name, note in ((nearest, ""), ("D5", ", as in the paper"))]
 
 
 def output_map(run):
@@ -1185,7 +1200,7 @@ def output_map(run):
         for z, point in enumerate(points):
             a.annotate(str(z), point, (2, 2), textcoords="offset points", fontsize=5)
         a.set(xticks=[], yticks=[])
-        a.set_title(f"{name}; {text}", fontsize=8)
+        a.set_title(f"{name}; {text}", fontsize=7)
     return figure
 
 

@@ -1020,7 +1020,7 @@ def test_final_accuracies_against_outliers(tmp_path):
 def test_the_nearest_strands_of_a_circle_and_the_strands_of_8():
     angle = 2 * np.pi * 5 * np.arange(97) / 97                                # 5 · 39 = 1 mod 97 = 5 · -58
     (text, nearest), (_, eights) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_plus_y")
-    assert "z + 39," in text and [strand.tolist() for strand in nearest] == [[39 * i % 97 for i in range(98)]]
+    assert text == "z to z + 39, the nearest" and [strand.tolist() for strand in nearest] == [[39 * i % 97 for i in range(98)]]
     assert [strand.tolist() for strand in eights] == [[8 * i % 97 for i in range(98)]]
     _, (_, eights) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1)[:12], "x_plus_y")
     assert sorted(map(sorted, map(set, map(np.ndarray.tolist, eights)))) == [[i, i + 4, i + 8] for i in range(4)]
@@ -1041,10 +1041,13 @@ def test_the_cosets_that_are_clusters_are_found(side):
     rows, random = np.empty((120, 16)), np.random.default_rng(0)
     for coset in cosets:
         rows[list(coset)] = random.normal(size=16) + 0.01 * random.normal(size=(10, 16))
-    (text, found), _ = grok.families(rows, "s5_xyx")
-    assert {frozenset(map(int, coset)) for coset in found} == cosets and "with 0% of the variance" in text
-    (text, _), _ = grok.families(random.normal(size=(120, 16)), "s5_xy")      # no clusters: about (10 - 1) / 10
-    assert 80 < int(re.search(r"with (\d+)%", text)[1]) <= 90
+    for text, found in grok.families(rows, "s5_xyx"):
+        assert {frozenset(map(int, coset)) for coset in found} == cosets
+        assert "cosets of D5" in text and ": 0% of the variance within them, 91% by chance" in text
+    within, chance, _ = grok.cosets(random.normal(size=(120, 128)), [[3, 4, 2, 0, 1], [0, 2, 1, 4, 3]])
+    assert chance - 0.03 < within < chance == pytest.approx(108 / 119)       # no clusters; the best of twelve tries
+    sizes = {name: len(grok.cosets(rows, generators)[2]) for name, generators in grok.SUBGROUPS.items()}
+    assert sizes == dict(D5=12, A4=10, S4=5)
 
 
 @pytest.fixture(scope="module")
