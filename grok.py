@@ -9,6 +9,7 @@ table of a binary operation, memorises it and, much later, suddenly knows the re
     python grok.py --op x_div_y --frac 0.5                 the paper's recipe: minutes on two cores
     python grok.py --recipe fast --expect 0.99             the same jump in seconds, as a CI gate
     python grok.py --op s5_xy --frac 0.4 0.5 --seed 0 1 2  a grid of runs
+    python grok.py --plot runs/DIR                         its figures
 
 One idea shapes the code: a run is a row. Weights, batches, settings and metrics carry a leading
 axis R of independent runs, so that a sweep is one tensor program and a single run is R = 1.
@@ -1061,7 +1062,7 @@ def coloured(groups):
 def curves(runs):
     """Accuracy and loss over updates: each group of runs by its median over seeds and its range."""
     title, groups = grouped(runs)
-    figure, axes = canvas(f"{title}\nsolid: validation, dashed: training; {len(runs)} runs", groups)
+    figure, axes = canvas(f"{title}\nsolid: validation, dashed: training; n = {len(runs)}", groups)
     for colour, label, group in coloured(groups):
         for a, quantity in zip(axes, ("acc", "loss")):
             for part, style in ("train", "--"), ("val", "-"):
@@ -1098,7 +1099,7 @@ def sweep(runs, setting=None):
         for settings, rows in group:
             label, place = (label, settings[setting]) if setting else ("", i)
             lines.setdefault(label, {}).setdefault(place, []).append(rows)
-    title += f"\nfilled: validation, hollow: training, ×: not in so many updates; {len(runs)} runs"
+    title += f"\nfilled: validation, hollow: training, ×: not in so many updates; n = {len(runs)}"
     figure, axes = canvas(title, lines, 3.8 if setting else 1.6 + 0.22 * len(groups))
 
     for colour, label, places in coloured(lines):

@@ -957,7 +957,7 @@ def test_curves_are_medians_and_ranges_over_seeds(tmp_path):
     band = {tuple(point) for point in accuracy.collections[1].get_paths()[0].vertices}
     assert {(1, 0.0), (1, 0.1), (10, 0.1), (10, 1.0), (100, 0.2), (100, 1.0)} <= band
     assert accuracy.get_xscale() == "log" and (accuracy.get_xlabel(), loss.get_ylabel()) == ("updates", "loss (nats)")
-    assert "x_div_y, frac 0.5" in figure.get_suptitle() and "3 runs" in figure.get_suptitle()
+    assert "x_div_y, frac 0.5" in figure.get_suptitle() and "n = 3" in figure.get_suptitle()
 
 
 def test_growth_is_per_one_per_cent_of_the_table():
