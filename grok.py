@@ -222,10 +222,17 @@ def overrides(variant):
     by_name, settings = {f.name: f for f in fields(Config)}, {}
     for word in filter(None, variant.split(",")):
         name, _, value = word.partition("=")
+        name = name.replace("-", "_")
+        if name in settings:
+            raise UsageError(f"--variant {variant}: names {name} twice")
         if name not in STARRED:
             raise UsageError(f"--variant {variant}: {name} must be one of "
                              f"{', '.join(STARRED)}")
-        settings[name] = checked(by_name[name], value)
+        try:
+            settings[name] = checked(by_name[name], value)
+        except UsageError as error:
+            problem = error if value else f"{name} needs a value: {name}=VALUE"
+            raise UsageError(f"--variant {variant}: {problem}")
     return settings
 
 
@@ -542,8 +549,8 @@ def grid(config):
     told = [name for name in names if name in ("op", "seed") or len(getattr(config, name)) > 1]
     for values in itertools.product(*(getattr(config, name) for name in names)):
         c = replace(config, **dict(zip(names, values)) | overrides(values[-1]))
-        name = ", ".join(f"{name} {getattr(c, name)}" for name in told).removeprefix("op ")
-        runs.append(Run(c, name))
+        name = ", ".join(f"{name} {value}" for name in told if (value := getattr(c, name)) != "")
+        runs.append(Run(c, name.removeprefix("op ")))
     return runs
 
 
@@ -968,6 +975,10 @@ def optional(module):
         raise UsageError(f"--plot: needs {package}, which is not installed: pip install {package}")
 
 
+def titled(op, p):
+    return op if p == 97 or op.startswith("s5") else f"{op} mod {p}"
+
+
 def below(paths, name):
     """The files of that name in and below some folders."""
     return list({file.resolve(): file for path in paths for file in sorted(Path(path).rglob(name))}
@@ -976,21 +987,26 @@ def below(paths, name):
 
 def read_runs(paths):
     """The runs recorded in and below some folders: a list of (settings, rows), a dict and a list of
-    the dicts of metrics.csv. Raises UsageError."""
-    runs = {}
+    the dicts of metrics.csv. Of a run that was done twice, the longer one. Raises UsageError."""
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UsageError(f"--plot {path}: is not a folder")
+    found = {}
     for file in below(paths, "metrics.csv"):
+        runs = {}
         try:
             for row in read_rows(file.read_text()):
                 settings = {name: row[name] for name in COLUMNS if name not in (*MEASURED, "p")}
-                if row["p"] != 97 and not row["op"].startswith("s5"):
-                    settings["op"] += f" mod {row['p']}"
-                run = runs.setdefault((file, *settings.values()), (settings, []))
+                settings["op"] = titled(row["op"], row["p"])
+                run = runs.setdefault(tuple(settings.values()), (settings, []))
                 run[1].append({name: row[name] + 0 for name in MEASURED})
-        except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{file}: is damaged or not of this grok.py ({error!r})")
-    if not runs:
+        except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error):
+            raise UsageError(f"{file}: is damaged or not of this grok.py; leave it out")
+        for key, run in runs.items():
+            found[key] = max(found.get(key, run), run, key=lambda run: run[1][-1]["step"])
+    if not found:
         raise UsageError(f"{flag('plot', paths)}: no metrics.csv there or below has a run in it")
-    return list(runs.values())
+    return list(found.values())
 
 
 def grouped(runs, *apart):
@@ -1008,12 +1024,12 @@ def grouped(runs, *apart):
     title = said(usual, [name for name in names if name not in varied
                          and usual[name] != paper.get(name)])
     if several:
-        title += f"\nunless said: {said(usual, [name for name in varied if name != 'op'])}"
+        title += f"\nbaseline: {said(usual, [name for name in varied if name != 'op'])}"
     groups = {}
     for settings, rows in runs:
         told = [name for name in varied
                 if name == "op" or not several or settings[name] != usual[name]]
-        groups.setdefault(said(settings, told) or "as above", []).append((settings, rows))
+        groups.setdefault(said(settings, told) or "baseline", []).append((settings, rows))
     return title, groups
 
 
@@ -1039,13 +1055,13 @@ def growth(fracs, updates):
     return (np.array(updates[:-1]) / updates[1:]) ** (0.01 / np.diff(fracs)) - 1
 
 
-def canvas(title, labels=(), height=3.8):
-    """A matplotlib Figure and its two axes, with room for a legend of `labels` below them."""
+def canvas(title, labels=(), height=3.8, columns=2):
+    """A matplotlib Figure and its axes, with room for a legend of `labels` below them."""
     rows = math.ceil(len(labels) / 2) if len(labels) > 1 else 0
     size = (10, height + 0.2 * rows)                                         # inches
     figure = optional("matplotlib.figure").Figure(size, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
     for a in axes:
         a.grid(alpha=0.3)
         a.spines[["top", "right"]].set_visible(False)
@@ -1107,6 +1123,10 @@ def sweep(runs, setting=None):
             steps = medians(places, lambda rows: reached(rows, column))
             accuracy = medians(places, lambda rows: rows[-1][column] if which == "last" else
                                max(row[column] for row in rows))
+            each = [(place, reached(rows, column)) for place, runs in places.items()
+                    for rows in runs if reached(rows, column) < math.inf]
+            dots = np.reshape(each, (-1, 2)).T
+            axes[0].plot(*dots if setting else dots[::-1], ".", color=colour, ms=3, alpha=0.6)
             for a, (place, median, low, high) in zip(axes, (steps, accuracy)):
                 spread = [median - low, high - median]
                 a.errorbar(*(place, median, spread) if setting else (median, place, None, spread),
@@ -1135,7 +1155,8 @@ def sweep(runs, setting=None):
         at = zip(np.sqrt(fracs[1:] * fracs[:-1]), np.sqrt(updates[1:] * updates[:-1]))
         for point, more in zip(at, growth(fracs, updates)):
             axes[0].annotate(f"{more:+.0%}", point, (4, 4), textcoords="offset points", fontsize=7)
-        axes[0].set_xlabel("fraction of the table in training (+n %: more updates per 1 % less)")
+        if len(fracs) > 1:
+            axes[0].set_xlabel("fraction of the table in training (+n %: updates per 1 % less)")
     return figure
 
 
@@ -1186,8 +1207,9 @@ def output_map(run):
     manifold, decomposition = optional("sklearn.manifold"), optional("sklearn.decomposition")
     op, n = run.config.op, run.shape()[0]
     rows = run.model().weights()["head"][0, :, :n].T.detach().double().numpy()   # (n, D)
-    figure, axes = canvas(f"{op}, output layer of seed {run.config.seed} at update {run.step:,}, "
-                          f"validation accuracy {run.val_acc:.3f}", height=4.8)
+    title = (f"{titled(op, n)}, output layer of seed {run.config.seed} at update {run.step:,}, "
+             f"validation accuracy {run.val_acc:.3f}")
+    figure, axes = canvas(title, height=4.8)
     methods = {"t-SNE": manifold.TSNE(random_state=0, perplexity=n / 5),
                "PCA": decomposition.PCA(2)}
     for a, (name, method), (text, joined) in zip(axes, methods.items(), families(rows, op)):
@@ -1240,14 +1262,18 @@ def trained(paths):
         yield from (run for run in folder.runs if run.W is not None)
 
 
-def correlation(points, title):
-    """Figure 7, from (sharpness, validation accuracy) of runs, with Spearman's rank correlation."""
-    rho, p = optional("scipy.stats").spearmanr(*zip(*points))
-    figure, axes = canvas(title)
-    for a, scale in zip(axes, ("linear", "log")):
-        a.plot(*zip(*points), "o", color=COLOURS[0], ms=4, alpha=0.7)
-        a.set(xscale=scale, xlabel="sharpness φ (%)", ylabel="validation accuracy")
-        a.set_title(f"Spearman's ρ = {rho:.3f}, p = {p:.1g}, {len(points)} runs", fontsize=8)
+def correlation(points):
+    """Figure 7, from (settings, (sharpness, validation accuracy)) of runs, with Spearman's rank
+    correlation of the two."""
+    rho, p = optional("scipy.stats").spearmanr(*zip(*(point for _, point in points)))
+    title, groups = grouped(points)
+    title += f"\nε = 0.001, Spearman's ρ = {rho:.3f}, p = {p:.1g}, n = {len(points)}"
+    figure, (a,) = canvas(title, groups, columns=1)
+    for colour, label, group in coloured(groups):
+        a.plot(*zip(*(point for _, point in group)), "o", color=colour, ms=5, label=label)
+    a.set(xscale="log", xlabel="sharpness φ (%)", ylabel="validation accuracy")
+    if len(groups) > 1:
+        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure
 
 
@@ -1260,17 +1286,19 @@ def figures(paths, sharp=False):
     for name in swept or [None] * (len(grouped(runs)[1]) > 1):
         yield f"sweep-{name}" if name else "compare", sweep(runs, name)
     for run in trained(paths):
-        op = run.config.op
+        op = titled(run.config.op, run.config.p)
         if run.val_99 and (op not in best or run.val_acc > best[op].val_acc):
             best[op] = run
         if sharp:
-            points.append((run_sharpness(run), run.val_acc))
+            settings = {name: getattr(run.config, name) for name in COLUMNS if name in DEFAULTS}
+            settings = dict(settings, op=op)
+            points.append((settings, (run_sharpness(run), run.val_acc)))
     for op, run in best.items():
-        yield f"map-{op}", output_map(run)
+        yield f"map-{op}".replace(" ", "-"), output_map(run)
     if sharp:
         if len(points) < 3:
             raise UsageError("--sharpness: needs at least three runs with a checkpoint")
-        yield "sharpness", correlation(points, grouped(runs)[0])
+        yield "sharpness", correlation(points)
 
 
 def plot(paths, out=None, sharp=False, console=None):

@@ -973,10 +973,12 @@ def test_updates_against_the_fraction_with_runs_that_never_arrived(tmp_path):
     runs += [(dict(frac=0.2, seed=seed), {1: (0.0, 0.0), 70: (1.0, 0.1), 9000: (1.0, 0.05 * seed)}) for seed in range(3)]
     made(tmp_path / "rank-0", *runs[::2])
     made(tmp_path / "rank-1", *runs[1::2])
+    made(tmp_path / "again", (dict(frac=0.3, seed=1), {1: (0.0, 0.0), 50: (0.5, 0.1)}))  # the longer one counts
     updates, best = grok.sweep(grok.read_runs([tmp_path, tmp_path / "rank-1"]), "frac").axes
     lines = drawn(updates)
     assert [(0.2, 70), (0.3, 50), (0.31, 50), (0.35, 50)] in lines            # 99 % of training
     assert [(0.3, 3240), (0.31, 1620), (0.35, 120)] in lines                  # medians; none of three at 0.2
+    assert [(0.2, 70)] * 3 + [(0.3, 50)] * 3 + [(0.31, 50)] * 3 + [(0.35, 50)] * 3 in map(sorted, lines)  # every run
     assert sorted(max(lines, key=lambda line: sum(y for _, y in line))) == [(0.2, 9000)] * 3 + [(0.3, 9000)]
     ranges = [segment.tolist() for bars in updates.collections for segment in bars.get_segments()]
     assert [[0.31, 1600], [0.31, 1640]] in ranges and [[0.3, 3220], [0.3, 3240]] in ranges
@@ -992,9 +994,9 @@ def test_best_accuracy_by_intervention_and_by_operation(tmp_path):
     names = [name for name, _ in grok.figures([tmp_path])]
     assert names == ["curves-x_div_y", "sweep-frac"]
     figure = dict(grok.figures([tmp_path]))["sweep-frac"]
-    assert "unless said: weight_decay 0, dropout 0" in figure.get_suptitle()
+    assert "baseline: weight_decay 0, dropout 0" in figure.get_suptitle()
     labels = [text.get_text() for text in figure.legends[0].texts]
-    assert labels == ["as above", "dropout 0.1", "weight_decay 1"]
+    assert labels == ["baseline", "dropout 0.1", "weight_decay 1"]
     for line in [(0.3, 0.3), (0.5, 0.3)], [(0.3, 0.4), (0.5, 0.4)], [(0.3, 0.8), (0.5, 1.0)]:
         assert line in drawn(figure.axes[1])
 
@@ -1063,7 +1065,7 @@ def test_pictures_lie_beside_the_csv_or_where_asked(trained, tmp_path, capsys):
     shutil.copytree(trained, run)
     for extra, folder in ([], run), (["--out", str(elsewhere), "--sharpness"], elsewhere):
         assert grok.main(["--plot", str(run), *extra]) == 0
-        names = ["curves-x_plus_y-mod-31", "sweep-frac", "map-x_plus_y"] + ["sharpness"] * (folder == elsewhere)
+        names = ["curves-x_plus_y-mod-31", "sweep-frac", "map-x_plus_y-mod-31"] + ["sharpness"] * (folder == elsewhere)
         assert capsys.readouterr().out.split() == [str(folder / f"{name}.png") for name in names]
         for name in names:
             data = (folder / f"{name}.png").read_bytes()
@@ -1117,9 +1119,12 @@ def test_sharpness_of_a_run_is_that_of_its_training_loss(tmp_path):
 
 def test_the_rank_correlation_knows_order_alone():
     points = [(1.0, 0.9), (10.0, 0.5), (1e4, 0.4), (1e5, 0.1)]
-    first, second = grok.correlation(points, "made").axes
-    assert drawn(first)[0] == drawn(second)[0] == points and "ρ = -1.000" in first.get_title()
-    assert "ρ = 0.800" in grok.correlation([(1, 1), (2, 3), (3, 2), (4, 4)], "made").axes[0].get_title()  # 1 - 6·2/60
+    settings = [USUAL | dict(lr=lr) for lr in (0.1, 0.1, 0.2, 0.2)]
+    figure = grok.correlation(list(zip(settings, points)))
+    assert drawn(figure.axes[0]) == [points[:2], points[2:]] and "ρ = -1.000" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.legends[0].texts] == ["lr 0.1", "lr 0.2"]
+    points = [(1, 1), (2, 3), (3, 2), (4, 4)]                                     # 1 - 6 · 2 / (4³ - 4) = 0.8
+    assert "ρ = 0.800" in grok.correlation(list(zip(settings, points))).get_suptitle()
 
 
 @pytest.mark.parametrize("module, package", [("matplotlib", "matplotlib"), ("sklearn", "scikit-learn"),
@@ -1189,12 +1194,15 @@ def test_a_damaged_csv_gets_one_line(text, tmp_path, capsys):
     ("--step 5", "unrecognized arguments: --step 5"),
     ("--out FILE", "FILE: cannot be a run folder: File exists"),
     ("--out FILE/run", "FILE/run: cannot be a run folder: Not a directory"),
-    ("--variant lr", "--lr: must be a number in (0, inf)"),
-    ("--variant lr=x", "--lr x: must be a number in (0, inf)"),
+    ("--variant lr", "--variant lr: lr needs a value: lr=VALUE"),
+    ("--variant lr=x", "--variant lr=x: --lr x: must be a number in (0, inf)"),
     ("--variant layers=1", "--variant layers=1: layers must be one of op, frac, seed"),
+    ("--variant lr=1,weight-decay=2,lr=3", "--variant lr=1,weight-decay=2,lr=3: names lr twice"),
     ("--variant frac=1e-9", "--frac 1e-09: gives 0 of the 9312 equations"),
     ("--variant lr=1e-3 weight_decay=1", "--variant 'lr=1e-3' 'weight_decay=1': give the same run twice"),
-    ("--plot nowhere", "--plot nowhere: no metrics.csv there or below has a run in it"),
+    ("--plot nowhere", "--plot nowhere: is not a folder"),
+    ("--plot FILE", "--plot FILE: is not a folder"),
+    ("--plot .", "--plot .: no metrics.csv there or below has a run in it"),
     ("--plot . --steps 5", "--steps 5: has no use beside --plot"),
     ("--plot", "--plot: expected at least one argument"),
     ("--sharpness", "--sharpness: goes with --plot DIR"),
