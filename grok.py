@@ -1290,8 +1290,7 @@ def figures(paths, sharp=False):
         if run.val_99 and (op not in best or run.val_acc > best[op].val_acc):
             best[op] = run
         if sharp:
-            settings = {name: getattr(run.config, name) for name in COLUMNS if name in DEFAULTS}
-            settings = dict(settings, op=op)
+            settings = {name: getattr(run.config, name) for name in STARRED} | dict(op=op)
             points.append((settings, (run_sharpness(run), run.val_acc)))
     for op, run in best.items():
         yield f"map-{op}".replace(" ", "-"), output_map(run)
