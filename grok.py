@@ -775,7 +775,7 @@ def write_file(path, data):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UsageError(f"{path}: cannot be written: {error.strerror}; nothing there was lost: "
-                         "mend that, then go on with --resume")
+                         "mend that, then try again or --resume")
 
 
 class Folder:
@@ -1246,7 +1246,7 @@ def sharpness(loss, w, epsilon=1e-3, steps=20):
 
 
 def run_sharpness(run, epsilon=1e-3):
-    """Sharpness of a trained run's loss on its training set."""
+    """Sharpness φ, in per cent, of a trained run's loss on its training set."""
     model, (labels, train) = run.model(), split(run.config)
     x, y, _ = equations(run.config.op, run.config.p)
     x, y, labels = (torch.from_numpy(a[train])[None] for a in (x, y, labels))
@@ -1278,7 +1278,8 @@ def correlation(points):
 
 
 def figures(paths, sharp=False):
-    """The figures that apply to what is in some folders: yields (name, matplotlib Figure)."""
+    """The figures that apply to what is in some folders: yields (name, matplotlib Figure). `sharp`
+    adds figure 7, which takes seconds for each run. Raises UsageError."""
     runs, best, points = read_runs(paths), {}, []
     for op in dict.fromkeys(settings["op"] for settings, _ in runs):
         yield f"curves-{op}".replace(" ", "-"), curves([run for run in runs if run[0]["op"] == op])
