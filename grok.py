@@ -976,6 +976,7 @@ def optional(module):
 
 
 def titled(op, p):
+    """An operation's name in figures, with its modulus where that is not the paper's."""
     return op if p == 97 or op.startswith("s5") else f"{op} mod {p}"
 
 
@@ -1108,7 +1109,7 @@ def medians(places, value):
 def sweep(runs, setting=None):
     """Updates to 99 % and accuracy against a numeric setting or, without one, for each group of
     runs. Medians over seeds, and the range; a run that never got there is a cross at its last
-    update. Accuracies are the best ones or, against outliers, the last."""
+    update, one that did a dot. Accuracies are the best ones or, against outliers, the last."""
     title, groups = grouped(runs, setting)
     lines, which = {}, "last" if setting == "outliers" else "best"
     for i, (label, group) in enumerate(groups.items()):      # {label: {place: [rows of a run]}}
@@ -1287,11 +1288,11 @@ def figures(paths, sharp=False):
     for name in swept or [None] * (len(grouped(runs)[1]) > 1):
         yield f"sweep-{name}" if name else "compare", sweep(runs, name)
     for run in trained(paths):
-        op = titled(run.config.op, run.config.p)
+        op = titled(run.config.op, run.shape()[0])
         if run.val_99 and (op not in best or run.val_acc > best[op].val_acc):
             best[op] = run
         if sharp:
-            settings = {name: getattr(run.config, name) for name in STARRED} | dict(op=op)
+            settings = {name: getattr(run.config, name) for name in runs[0][0]} | dict(op=op)
             points.append((settings, (run_sharpness(run), run.val_acc)))
     for op, run in best.items():
         yield f"map-{op}".replace(" ", "-"), output_map(run)
