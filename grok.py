@@ -35,6 +35,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -1118,29 +1119,35 @@ def sweep(runs, setting=None):
             lines.setdefault(label, {}).setdefault(place, []).append(rows)
     title += f"\nfilled: validation, hollow: training, ×: not in so many updates; n = {len(runs)}"
     figure, axes = canvas(title, lines, 3.8 if setting else 1.6 + 0.22 * len(groups))
+    along, across = "xy" if setting else "yx"                # the axes of places and of values
+
+    def accuracy(rows, column):
+        return rows[-1][column] if which == "last" else max(row[column] for row in rows)
+
+    def mark(a, style, points, **look):
+        """Draws points, arrays (place, value) or (place, median, low, high)."""
+        place, value, *ends = points
+        spread = [value - ends[0], ends[1] - value] if ends else None
+        a.errorbar(**{along: place, across: value, f"{across}err": spread}, fmt=style, color=colour,
+                   capsize=2, **look)
 
     for colour, label, places in coloured(lines):
+        each = [(place, rows) for place, group in sorted(places.items()) for rows in group]
         for column, style, fill in ("train_acc", "o--", "white"), ("val_acc", "o-", colour):
-            steps = medians(places, lambda rows: reached(rows, column))
-            accuracy = medians(places, lambda rows: rows[-1][column] if which == "last" else
-                               max(row[column] for row in rows))
-            each = [(place, reached(rows, column)) for place, runs in places.items()
-                    for rows in runs if reached(rows, column) < math.inf]
-            dots = np.reshape(each, (-1, 2)).T
-            axes[0].plot(*dots if setting else dots[::-1], ".", color=colour, ms=3, alpha=0.6)
-            for a, (place, median, low, high) in zip(axes, (steps, accuracy)):
-                spread = [median - low, high - median]
-                a.errorbar(*(place, median, spread) if setting else (median, place, None, spread),
-                           fmt=style if setting else "o", color=colour, mfc=fill, ms=4, capsize=2)
-        never = [(place, rows[-1]["step"]) for place, each in places.items() for rows in each
-                 if reached(rows) == math.inf]
-        never = np.reshape(never, (-1, 2)).T
-        axes[0].plot(*never if setting else never[::-1], "x", color=colour, ms=7)
+            when = np.array([(place, reached(rows, column)) for place, rows in each]).T
+            mark(axes[0], ".", when[:, when[1] < math.inf], ms=3, alpha=0.6)
+            for a, value in zip(axes, (reached, accuracy)):
+                mark(a, style if setting else "o", medians(places, lambda rows: value(rows, column)),
+                     mfc=fill, ms=4)
+        last = np.array([(place, rows[-1]["step"]) for place, rows in each]).T
+        mark(axes[0], "x", last[:, when[1] == math.inf], ms=7)   # never 99 % of validation
         axes[1].plot([], [], "o", color=colour, label=label)
 
-    value = "y" if setting else "x"
-    axes[0].set(**{f"{value}scale": "log", f"{value}label": "updates to 99 %"})
-    axes[1].set(**{f"{value}lim": (-0.03, 1.03), f"{value}label": f"{which} accuracy"})
+    axes[0].set(**{f"{across}scale": "log", f"{across}label": "updates to 99 %"})
+    axis, ticker = getattr(axes[0], f"{across}axis"), optional("matplotlib.ticker")
+    axis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), minor_formatter="",
+             major_formatter=ticker.EngFormatter(sep=""))
+    axes[1].set(**{f"{across}lim": (-0.03, 1.03), f"{across}label": f"{which} accuracy"})
     if not setting:
         for a, names in zip(axes, (groups, [])):
             a.set_yticks(range(len(groups)), names or [""] * len(groups), fontsize=7)
@@ -1152,7 +1159,7 @@ def sweep(runs, setting=None):
     if len(lines) > 1:
         figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     elif setting == "frac":
-        fracs, updates, *_ = steps                           # those of validation
+        fracs, updates, *_ = medians(places, reached)
         at = zip(np.sqrt(fracs[1:] * fracs[:-1]), np.sqrt(updates[1:] * updates[:-1]))
         for point, more in zip(at, growth(fracs, updates)):
             axes[0].annotate(f"{more:+.0%}", point, (4, 4), textcoords="offset points", fontsize=7)
@@ -1409,7 +1416,11 @@ def summary(folder):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):  # one line, where argparse would print its usage first
-        raise UsageError(f"{message.removeprefix('argument ')} (see --help)")
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        known = re.findall(r"--[\w-]+", self.format_usage())
+        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise UsageError(f"{message.removeprefix('argument ')} ({hint})")
 
 
 def parser():
