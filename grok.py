@@ -1128,8 +1128,8 @@ def sweep(runs, setting=None):
         """Draws points, arrays (place, value) or (place, median, low, high)."""
         place, value, *ends = points
         spread = [value - ends[0], ends[1] - value] if ends else None
-        a.errorbar(**{along: place, across: value, f"{across}err": spread}, fmt=style, color=colour,
-                   capsize=2, **look)
+        a.errorbar(**{along: place, across: value, f"{across}err": spread}, color=colour,
+                   fmt=style if setting else style[0], capsize=2, **look)
 
     for colour, label, places in coloured(lines):
         each = [(place, rows) for place, group in sorted(places.items()) for rows in group]
@@ -1137,8 +1137,7 @@ def sweep(runs, setting=None):
             when = np.array([(place, reached(rows, column)) for place, rows in each]).T
             mark(axes[0], ".", when[:, when[1] < math.inf], ms=3, alpha=0.6)
             for a, value in zip(axes, (reached, accuracy)):
-                mark(a, style if setting else "o", medians(places, lambda rows: value(rows, column)),
-                     mfc=fill, ms=4)
+                mark(a, style, medians(places, lambda rows: value(rows, column)), mfc=fill, ms=4)
         last = np.array([(place, rows[-1]["step"]) for place, rows in each]).T
         mark(axes[0], "x", last[:, when[1] == math.inf], ms=7)   # never 99 % of validation
         axes[1].plot([], [], "o", color=colour, label=label)
