@@ -24,7 +24,6 @@ P parameters.
 import argparse
 import contextlib
 import csv
-import dataclasses
 import datetime
 import difflib
 import hashlib
@@ -138,7 +137,7 @@ class Config:
     compile: bool = knob(False, "torch.compile the model")
 
 
-DEFAULTS = {f.name: f.default for f in fields(Config)}
+FIELDS = {f.name: f for f in fields(Config)}
 STARRED = [f.name for f in fields(Config) if f.metadata["nargs"] == "+" and f.name != "variant"]
 
 
@@ -151,7 +150,7 @@ def flag(name, value=""):
 def checked(f, value):
     """A single value of field `f`, in its type; a UsageError if it is not allowed."""
     said, allowed = flag(f.name, value), OPS if f.name == "op" else f.metadata["allowed"]
-    if f.type is bool or allowed is None:
+    if allowed is None:
         if not isinstance(value, (f.type, os.PathLike)):
             raise UsageError(f"{said}: must be a {f.type.__name__}")
         return value if f.type is bool else os.fspath(value)
@@ -179,10 +178,9 @@ def checked(f, value):
 def resolve(config):
     """`config` with the recipe filled in and every value checked; fields with "+" come back as
     lists. Raises UsageError."""
-    by_name = {f.name: f for f in fields(Config)}
-    recipe = RECIPES["paper"] | RECIPES[checked(by_name["recipe"], config.recipe or "paper")]
+    recipe = RECIPES["paper"] | RECIPES[checked(FIELDS["recipe"], config.recipe or "paper")]
     values = {}
-    for name, f in by_name.items():
+    for name, f in FIELDS.items():
         value, nargs = getattr(config, name), f.metadata["nargs"]
         if value is None:
             value = recipe.get(name, f.default)
@@ -198,7 +196,6 @@ def resolve(config):
             value = checked(f, value)
         values[name] = value
     config = Config(**values)
-    pick_device(config.device)
     if config.width % config.heads:
         raise UsageError(f"--heads {config.heads}: must divide --width {config.width}")
     known = {}
@@ -212,25 +209,25 @@ def resolve(config):
         if c.outliers > n_train:
             raise UsageError(f"--outliers {c.outliers}: {c.op} at --frac {c.frac} has only "
                              f"{n_train} training equations")
-        same = known.setdefault(tuple(getattr(c, name) for name in STARRED), c.variant)
-        if same != c.variant:
-            raise UsageError(f"--variant '{same}' '{c.variant}': give the same run twice")
+        key = tuple(getattr(c, name) for name in STARRED)
+        if key in known:
+            raise UsageError(f"--variant '{known[key]}' '{c.variant}': give the same run twice")
+        known[key] = c.variant
     return config
 
 
 def overrides(variant):
     """The settings, a dict, that a variant NAME=VALUE,NAME=VALUE puts in the place of a grid's."""
-    by_name, settings = {f.name: f for f in fields(Config)}, {}
+    settings = {}
     for word in filter(None, variant.split(",")):
         name, _, value = word.partition("=")
         name = name.replace("-", "_")
         if name in settings:
             raise UsageError(f"--variant {variant}: names {name} twice")
         if name not in STARRED:
-            raise UsageError(f"--variant {variant}: {name} must be one of "
-                             f"{', '.join(STARRED)}")
+            raise UsageError(f"--variant {variant}: {name} must be one of {', '.join(STARRED)}")
         try:
-            settings[name] = checked(by_name[name], value)
+            settings[name] = checked(FIELDS[name], value)
         except UsageError as error:
             problem = error if value else f"{name} needs a value: {name}=VALUE"
             raise UsageError(f"--variant {variant}: {problem}")
@@ -298,7 +295,7 @@ def is_prime(n):
 
 def table_size(op, p=97):
     """(n, N): how many elements and equations an operation has. Raises UsageError."""
-    checked(fields(Config)[0], op)
+    checked(FIELDS["op"], op)
     op_ = Op(*OPS[op])
     if op_.prime and not is_prime(p):
         below = [q for q in range(2, p) if is_prime(q)][-1:]
@@ -520,6 +517,11 @@ class Run:
         half = math.ceil(n_train / 2)
         return n, N, min(c.batch_size, half) if c.batch_size else n_train, self.step
 
+    def settings(self):
+        """What makes it the run it is, as in metrics.csv, where p is the number of elements."""
+        columns = {name: value for name, value in vars(self.config).items() if name in COLUMNS}
+        return columns | dict(p=self.shape()[0], betas="{} {}".format(*self.config.betas))
+
     def model(self):
         """Its Transformer (R = 1), with its last weights."""
         c = self.config
@@ -624,9 +626,7 @@ def train_stack(runs, config, device, folder, console, stop=()):
     console.begin(runs, device, model.W.shape[1])
     train_rows = [mask.nonzero().flatten().numpy() for mask in s["train"].cpu()]
     *_, batch_size, step = runs[0].shape()
-    anchor = any(run.config.decay_to == "init" for run in runs)
-    dropout, weight_noise, update_noise = (any(getattr(run.config, name) for run in runs)
-                                           for name in ("dropout", "weight_noise", "update_noise"))
+    used = {name: t.any().item() for name, t in s.items()}   # by any run
     generator = torch.Generator(device)
     generator.manual_seed(int(rng(runs[0].config.seed, "noise").integers(2**63)))
     noise_state = runs[0].noise
@@ -658,13 +658,13 @@ def train_stack(runs, config, device, folder, console, stop=()):
             step += 1
             lr = s["lr"] * min(1, step / max(1, config.warmup))
             x, y, labels = (s[name].gather(1, rows) for name in ("x", "y", "labels"))
-            W = model.W + noise("weight_noise") if weight_noise else model.W
-            logits = forward(x, y, W, s["dropout"] if dropout else None, generator)
+            W = model.W + noise("weight_noise") if used["weight_noise"] else model.W
+            logits = forward(x, y, W, s["dropout"] if used["dropout"] else None, generator)
             loss = losses(logits, labels).mean(1)                            # (R,)
             grad, = torch.autograd.grad(loss.sum(), model.W)  # summed: no run scales another's
             adamw(model.W, grad, s["m"], s["v"], step, lr, s["weight_decay"], config.betas,
-                  config.eps, s["anchor"] if anchor else None)
-            if update_noise:
+                  config.eps, s["anchor"] if used["anchor"] else None)
+            if used["update_noise"]:
                 model.W.data.add_(lr * noise("update_noise"))
             finite += loss.isfinite()
         finite = finite.tolist()                                             # waits for the device
@@ -704,11 +704,10 @@ def train_stack(runs, config, device, folder, console, stop=()):
 
 def pick_device(name):
     """The torch.device of --device; under torchrun each process takes its own GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is none here; auto takes what there is")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: there is none here; auto takes what there is")
-    if name == "cuda" or name == "auto" and torch.cuda.is_available():
+    here = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if not here.get(name, True):
+        raise UsageError(f"--device {name}: there is none here; auto takes what there is")
+    if name == "cuda" or name == "auto" and here["cuda"]:
         rank = int(os.environ.get("LOCAL_RANK", 0))
         return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device("cpu" if name == "auto" else name)
@@ -720,9 +719,8 @@ def device_name(device):
 
 def train_all(folder, console, stop=()):
     """Trains a folder's unfinished runs, one stack after another."""
-    config, threads = folder.config, torch.get_num_threads()
-    device = pick_device(config.device)
-    limit = config.stack or (64 if device.type == "cuda" else 4)
+    config, device, threads = folder.config, folder.device, torch.get_num_threads()
+    limit = config.stack or (4 if device.type == "cpu" else 64)
     try:
         torch.set_num_threads(config.threads or threads)
         groups = stacks([run for run in folder.runs if not run.finished(config)], limit)
@@ -755,10 +753,11 @@ class Interrupted(Exception):
     """Training stopped by request, after a checkpoint."""
 
 
-FORMAT = 2  # of config.json and checkpoint.pt
+FORMAT = 3  # of config.json and checkpoint.pt
 COLUMNS = ("op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers "
            "step train_loss train_acc val_loss val_acc weight_norm seconds "
-           "batch_size init_scale embed_init_scale position_scale layers width heads").split()
+           "batch_size init_scale embed_init_scale position_scale layers width heads betas eps "
+           "warmup").split()
 STATE = [f.name for f in fields(Run) if f.name not in ("config", "name")]
 RESUMABLE = "steps", "until", "expect", "device", "threads", "checkpoint_every", "quiet"
 
@@ -790,33 +789,30 @@ class Folder:
         self.resumed, self.about = about is not None, about or {"format": FORMAT, "commands": []}
         self.identity = {name: value for name, value in vars(config).items()
                          if name not in (*RESUMABLE, "out")}
-        self.lock = self.csv = None
         self.length, self.digest = 0, hashlib.sha256()       # of metrics.csv
         self.saved, self.cost = time.monotonic(), 0.1        # of the last checkpoint, in seconds
 
     def __enter__(self):
+        self.device = pick_device(self.config.device)
         try:
-            if self.path:
-                self.open()
-        except BaseException as error:
-            self.__exit__()
-            if isinstance(error, OSError):
-                raise UsageError(f"--out {self.path}: cannot be a run folder: {error.strerror}")
-            raise
+            with contextlib.ExitStack() as opened:
+                if self.path:
+                    self.open(opened)
+                self.close = opened.pop_all().close
+        except OSError as error:
+            raise UsageError(f"--out {self.path}: cannot be a run folder: {error.strerror}")
         return self
 
     def __exit__(self, *_):
-        if self.csv:
-            self.csv.close()
-        if self.lock is not None:
-            os.close(self.lock)
+        self.close()
 
-    def open(self):
+    def open(self, opened):
         self.path.mkdir(parents=True, exist_ok=True)
         if fcntl:
-            self.lock = os.open(self.path, os.O_RDONLY)
+            lock = os.open(self.path, os.O_RDONLY)
+            opened.callback(os.close, lock)
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"{self.path}: another process is training in this folder; wait "
                                  "for it or stop it")
@@ -826,12 +822,12 @@ class Folder:
             raise UsageError(f"--out {self.path}: already holds a run ({held[0]}); name another "
                              f"folder, or go on with --resume {self.path}")
         known = self.restore() if "checkpoint.pt" in held else b""
-        self.about |= dict(config=dataclasses.asdict(self.config), share=list(self.share),
-                           device=device_name(pick_device(self.config.device)), **versions(),
+        self.about |= dict(config=vars(self.config), share=list(self.share),
+                           device=device_name(self.device), **versions(),
                            commands=[*self.about["commands"], shlex.join(sys.argv)])
         write_file(self.path / "config.json", json.dumps(self.about, indent=1).encode() + b"\n")
         mode = "r+b" if "metrics.csv" in held else "xb"
-        self.csv = open(self.path / "metrics.csv", mode, buffering=0)
+        self.csv = opened.enter_context(open(self.path / "metrics.csv", mode, buffering=0))
         self.csv.truncate(len(known))                        # rows after the checkpoint come again
         self.csv.seek(len(known))
         self.length = len(known)
@@ -864,8 +860,7 @@ class Folder:
 
     def record(self, run, metrics):
         """Adds a row to metrics.csv."""
-        row = {name: getattr(run.config, name) for name in COLUMNS if name in DEFAULTS} | metrics
-        row |= dict(p=run.shape()[0], step=run.step, seconds=round(run.seconds, 3))
+        row = run.settings() | metrics | dict(step=run.step, seconds=round(run.seconds, 3))
         self.rows.append({name: row[name] for name in COLUMNS})
         if self.path:
             self.write(self.rows[-1].values())
@@ -889,6 +884,8 @@ class Folder:
         return (step // every + 1) * every if every else math.inf
 
     def checkpoint_due(self, step):
+        if not self.path:
+            return False
         if self.config.checkpoint_every:
             return step % self.config.checkpoint_every == 0
         return time.monotonic() - self.saved > 100 * self.cost
@@ -913,14 +910,14 @@ def versions():
 
 
 def read_rows(text):
-    """The rows of a metrics.csv, numbers as numbers."""
+    """The rows of a metrics.csv, or of several in one, numbers as numbers."""
     def cell(value):
         for kind in int, float:
             with contextlib.suppress(ValueError):
                 return kind(value)
         return value
-    return [{name: cell(value) for name, value in row.items()}
-            for row in csv.DictReader(io.StringIO(text))]
+    return [dict(zip(COLUMNS, map(cell, line), strict=True))
+            for line in csv.reader(io.StringIO(text)) if line not in (COLUMNS, [])]
 
 
 def read_folder(path, changes=None):
@@ -931,14 +928,13 @@ def read_folder(path, changes=None):
         if about["format"] != FORMAT:
             raise UsageError(f"has format {about['format']}, and this grok.py reads {FORMAT}; use "
                              "the one that wrote it")
-        stored = resolve(replace(Config(**about["config"]), out=path, device="auto"))
-        stored.device = about["config"]["device"]
-        share = about["share"]
+        stored = resolve(replace(Config(**about["config"]), out=path))
+        share, about["commands"] = [int(n) for n in about["share"]], list(about["commands"])
     except OSError as error:
         raise UsageError(f"{path}: is not a run folder: {file.name}: {error.strerror}")
     except UsageError as error:
         raise UsageError(f"{file}: {error}")
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: is damaged or not of this grok.py ({error!r}); put it back")
     config = resolve(replace(stored, **changes or {}))
     for name in changes or {}:
@@ -953,7 +949,8 @@ def load(path, run=0):
     """(config, model): the settings of a run of a folder, by its number in the grid, and its
     Transformer (R = 1) with the weights of the last checkpoint. Raises UsageError."""
     folder = read_folder(path)
-    folder.restore()
+    if (folder.path / "checkpoint.pt").exists():
+        folder.restore()
     try:
         return folder.runs[run].config, folder.runs[run].model()
     except (IndexError, TypeError):
@@ -976,9 +973,13 @@ def optional(module):
         raise UsageError(f"--plot: needs {package}, which is not installed: pip install {package}")
 
 
-def titled(op, p):
-    """An operation's name in figures, with its modulus where that is not the paper's."""
-    return op if p == 97 or op.startswith("s5") else f"{op} mod {p}"
+def named(row):
+    """What makes a run the run it is, from a row of metrics.csv; the name of its operation has the
+    modulus with it where that is not the paper's."""
+    settings = {name: row[name] for name in COLUMNS if name not in (*MEASURED, "p")}
+    if row["p"] != 97 and not row["op"].startswith("s5"):
+        settings["op"] += f" mod {row['p']}"
+    return settings
 
 
 def below(paths, name):
@@ -998,11 +999,10 @@ def read_runs(paths):
         runs = {}
         try:
             for row in read_rows(file.read_text()):
-                settings = {name: row[name] for name in COLUMNS if name not in (*MEASURED, "p")}
-                settings["op"] = titled(row["op"], row["p"])
+                settings = named(row)
                 run = runs.setdefault(tuple(settings.values()), (settings, []))
                 run[1].append({name: row[name] + 0 for name in MEASURED})
-        except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error):
+        except (OSError, AttributeError, TypeError, ValueError, csv.Error):
             raise UsageError(f"{file}: is damaged or not of this grok.py; leave it out")
         for key, run in runs.items():
             found[key] = max(found.get(key, run), run, key=lambda run: run[1][-1]["step"])
@@ -1013,26 +1013,29 @@ def read_runs(paths):
 
 def grouped(runs, *apart):
     """The runs by their settings, but for seed and `apart`: (title, groups), what is common to them
-    and a dict from what tells a group from most others to its runs."""
+    and a dict from what tells a group from most others, with its number of runs, to its runs."""
     def said(settings, names):
         values = [f"{v:g}" if isinstance(v := settings[name], float) else str(v) for name in names]
         return ", ".join(map(" ".join, zip(names, values))).removeprefix("op ")
 
+    def told(settings):
+        return [name for name in varied
+                if name == "op" or len(varied) == 1 or settings[name] != usual[name]]
+
     names = [name for name in runs[0][0] if name not in ("seed", *apart)]
     usual = {name: statistics.mode(settings[name] for settings, _ in runs) for name in names}
     varied = [name for name in names if any(s[name] != usual[name] for s, _ in runs)]
-    several = len(varied) > 1
-    paper = dict(RECIPES["paper"], outliers=0)
+    paper = dict(RECIPES["paper"], outliers=0, betas="0.9 0.98")
     title = said(usual, [name for name in names if name not in varied
                          and usual[name] != paper.get(name)])
-    if several:
+    title += ", else the paper's settings" if title else "the paper's settings"
+    if len(varied) > 1:
         title += f"\nbaseline: {said(usual, [name for name in varied if name != 'op'])}"
     groups = {}
-    for settings, rows in runs:
-        told = [name for name in varied
-                if name == "op" or not several or settings[name] != usual[name]]
-        groups.setdefault(said(settings, told) or "baseline", []).append((settings, rows))
-    return title, groups
+    for settings, rows in sorted(runs, key=lambda run: (len(told(run[0])),
+                                                        [run[0][name] for name in varied])):
+        groups.setdefault(said(settings, told(settings)) or "baseline", []).append((settings, rows))
+    return title, {f"{label} ({len(group)})": group for label, group in groups.items()}
 
 
 def reached(rows, column="val_acc"):
@@ -1047,7 +1050,7 @@ def band(group, column):
     steps, values = sorted({row["step"] for _, rows in group for row in rows}), []
     for _, rows in group:
         last = np.searchsorted([row["step"] for row in rows], steps, side="right") - 1
-        values.append(np.array([row[column] for row in rows])[last])
+        values.append(np.array([row[column] for row in rows])[last.clip(0)])
     return np.array(steps), np.median(values, 0), np.min(values, 0), np.max(values, 0)
 
 
@@ -1057,9 +1060,14 @@ def growth(fracs, updates):
     return (np.array(updates[:-1]) / updates[1:]) ** (0.01 / np.diff(fracs)) - 1
 
 
-def canvas(title, labels=(), height=3.8, columns=2):
-    """A matplotlib Figure and its axes, with room for a legend of `labels` below them."""
-    rows = math.ceil(len(labels) / 2) if len(labels) > 1 else 0
+def look(i):
+    """Colour and marker of group number i."""
+    return COLOURS[i % len(COLOURS)], "os^Dvp*"[i // len(COLOURS) % 7]
+
+
+def canvas(title, groups=(), height=3.8, columns=2):
+    """A matplotlib Figure and its axes, with a legend of the groups below if there are several."""
+    rows = math.ceil(len(groups) / 2) if len(groups) > 1 else 0
     size = (10, height + 0.2 * rows)                                         # inches
     figure = optional("matplotlib.figure").Figure(size, layout="constrained")
     figure.suptitle(title, fontsize=9)
@@ -1067,41 +1075,37 @@ def canvas(title, labels=(), height=3.8, columns=2):
     for a in axes:
         a.grid(alpha=0.3)
         a.spines[["top", "right"]].set_visible(False)
+    for i, label in enumerate(groups):
+        colour, marker = look(i)
+        axes[0].plot([], [], marker, color=colour, label=label)
+    if rows:
+        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure, axes
-
-
-def coloured(groups):
-    """(colour, label, group) for each; where there are many, from dark to light."""
-    shades = optional("matplotlib").colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
-    colours = COLOURS if len(groups) <= len(COLOURS) else shades
-    return [(colour, *item) for colour, item in zip(colours, groups.items())]
 
 
 def curves(runs):
     """Accuracy and loss over updates: each group of runs by its median over seeds and its range."""
     title, groups = grouped(runs)
     figure, axes = canvas(f"{title}\nsolid: validation, dashed: training; n = {len(runs)}", groups)
-    for colour, label, group in coloured(groups):
+    for i, group in enumerate(groups.values()):
+        colour, marker = look(i)
         for a, quantity in zip(axes, ("acc", "loss")):
             for part, style in ("train", "--"), ("val", "-"):
                 steps, median, low, high = band(group, f"{part}_{quantity}")
-                a.plot(steps, median, style, color=colour, lw=1.3)
+                a.plot(steps, median, marker + style, color=colour, lw=1.3, ms=3, markevery=0.1)
                 a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-        axes[0].plot([], [], color=colour, label=f"{label} ({len(group)})")
     for a, name in zip(axes, ("accuracy", "loss (nats)")):
         a.set(xscale="log", xlabel="updates", ylabel=name)
     axes[1].set_yscale("log")
-    if len(groups) > 1:
-        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure
 
 
-def medians(places, value):
-    """Median, least and greatest value(rows) of the runs at each place, {place: [rows of a run]}:
-    arrays (place, median, low, high). What is infinite is left out."""
+def medians(each, value):
+    """Median, least and greatest value(rows) at each place of runs [(place, rows)]: arrays (place,
+    median, low, high). What is infinite is left out."""
     points = []
-    for place, each in sorted(places.items()):
-        values = [value(rows) for rows in each]
+    for place in sorted({place for place, _ in each}):
+        values = [value(rows) for other, rows in each if other == place]
         if (median := statistics.median(values)) < math.inf:
             points.append((place, median, min(values), max(v for v in values if v < math.inf)))
     return np.array(points, dtype=float).reshape(-1, 4).T
@@ -1109,38 +1113,41 @@ def medians(places, value):
 
 def sweep(runs, setting=None):
     """Updates to 99 % and accuracy against a numeric setting or, without one, for each group of
-    runs. Medians over seeds, and the range; a run that never got there is a cross at its last
-    update, one that did a dot. Accuracies are the best ones or, against outliers, the last."""
+    runs. Medians over seeds, the range and each run; one that never got there is a cross at its
+    last update. Accuracies are the best ones or, against outliers, the last."""
     title, groups = grouped(runs, setting)
     lines, which = {}, "last" if setting == "outliers" else "best"
-    for i, (label, group) in enumerate(groups.items()):      # {label: {place: [rows of a run]}}
+    for i, (label, group) in enumerate(groups.items()):      # {label: [(place, rows) of a run]}
         for settings, rows in group:
-            label, place = (label, settings[setting]) if setting else ("", i)
-            lines.setdefault(label, {}).setdefault(place, []).append(rows)
-    title += f"\nfilled: validation, hollow: training, ×: not in so many updates; n = {len(runs)}"
+            line, place = (label, settings[setting]) if setting else ("", i)
+            lines.setdefault(line, []).append((place, rows))
+    title += ("\nfilled: validation, hollow: training; small: each run; × and +: not in so many "
+              f"updates; n = {len(runs)}")
     figure, axes = canvas(title, lines, 3.8 if setting else 1.6 + 0.22 * len(groups))
     along, across = "xy" if setting else "yx"                # the axes of places and of values
 
     def accuracy(rows, column):
         return rows[-1][column] if which == "last" else max(row[column] for row in rows)
 
-    def mark(a, style, points, **look):
+    def mark(a, style, points, **more):
         """Draws points, arrays (place, value) or (place, median, low, high)."""
         place, value, *ends = points
         spread = [value - ends[0], ends[1] - value] if ends else None
-        a.errorbar(**{along: place, across: value, f"{across}err": spread}, color=colour,
-                   fmt=style if setting else style[0], capsize=2, **look)
+        a.errorbar(**{along: place, across: value, f"{across}err": spread}, fmt=style, capsize=2,
+                   **more)
 
-    for colour, label, places in coloured(lines):
-        each = [(place, rows) for place, group in sorted(places.items()) for rows in group]
-        for column, style, fill in ("train_acc", "o--", "white"), ("val_acc", "o-", colour):
-            when = np.array([(place, reached(rows, column)) for place, rows in each]).T
-            mark(axes[0], ".", when[:, when[1] < math.inf], ms=3, alpha=0.6)
+    for i, each in enumerate(lines.values()):
+        colour, marker = look(i)
+        for column, line, fill, cross in (("train_acc", "--", "white", "+"),
+                                          ("val_acc", "-", colour, "x")):
+            when = np.array([(place, reached(rows, column), rows[-1]["step"])
+                             for place, rows in each]).T
+            there = when[1] < math.inf
+            mark(axes[0], cross, when[::2, ~there], color=colour, ms=7)
+            mark(axes[0], marker, when[:2, there], color=colour, mfc=fill, ms=2.5)
             for a, value in zip(axes, (reached, accuracy)):
-                mark(a, style, medians(places, lambda rows: value(rows, column)), mfc=fill, ms=4)
-        last = np.array([(place, rows[-1]["step"]) for place, rows in each]).T
-        mark(axes[0], "x", last[:, when[1] == math.inf], ms=7)   # never 99 % of validation
-        axes[1].plot([], [], "o", color=colour, label=label)
+                points = medians(each, lambda rows: value(rows, column))
+                mark(a, marker + line * bool(setting), points, color=colour, mfc=fill, ms=4.5)
 
     axes[0].set(**{f"{across}scale": "log", f"{across}label": "updates to 99 %"})
     axis, ticker = getattr(axes[0], f"{across}axis"), optional("matplotlib.ticker")
@@ -1155,10 +1162,8 @@ def sweep(runs, setting=None):
     for a in axes:
         a.set_xlabel(dict(frac="fraction of the table in training",
                           outliers="training answers replaced by random ones")[setting])
-    if len(lines) > 1:
-        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
-    elif setting == "frac":
-        fracs, updates, *_ = medians(places, reached)
+    if setting == "frac" and len(lines) == 1:
+        fracs, updates, *_ = medians(each, reached)
         at = zip(np.sqrt(fracs[1:] * fracs[:-1]), np.sqrt(updates[1:] * updates[:-1]))
         for point, more in zip(at, growth(fracs, updates)):
             axes[0].annotate(f"{more:+.0%}", point, (4, 4), textcoords="offset points", fontsize=7)
@@ -1195,42 +1200,42 @@ def cosets(rows, generators):
 
 
 def families(rows, op):
-    """What figure 3 joins by lines among output rows (n, D), (text, lists of elements): what comes
-    nearest in these rows, and what did so in the paper."""
-    n = len(rows)
-    if not op.startswith("s5"):
+    """What a map joins by lines among output rows (n, D), [(text, lists of elements)]: in S5 and
+    for sums, what clustered in the paper's figure 3 and what comes nearest to that here."""
+    if op.startswith("s5"):
+        found = {name: cosets(rows, generators) for name, generators in SUBGROUPS.items()}
+        nearest = min(found, key=lambda name: found[name][0] / found[name][1])
+        return [(f"cosets of {name}, {note}: {found[name][0]:.0%} of the variance within them, "
+                 f"{found[name][1]:.0%} by chance", found[name][2])
+                for name, note in (("D5", "the paper's"),
+                                   (nearest, f"the nearest of {', '.join(SUBGROUPS)}"))]
+    if op in ("x_plus_y", "x_minus_y"):
+        n = len(rows)
         distance = [((rows - np.roll(rows, k, axis=0)) ** 2).sum() for k in range(1, n // 2 + 1)]
-        steps = (1 + np.argmin(distance), ", the nearest"), (8, ", as in the paper")
-        return [(f"z to z + {step}{note}", strands(n, step)) for step, note in steps]
-    found = {name: cosets(rows, generators) for name, generators in SUBGROUPS.items()}
-    nearest = min(found, key=lambda name: found[name][0] / found[name][1])
-    return [(f"cosets of {name}{note}: {found[name][0]:.0%} of the variance within them, "
-             f"{found[name][1]:.0%} by chance", found[name][2])
-            for name, note in ((nearest, ""), ("D5", ", as in the paper"))]
+        return [(f"z to z + {step}, {note}", strands(n, step))
+                for step, note in ((8, "the paper's"), (1 + np.argmin(distance), "the nearest"))]
+    return [("", [])]
 
 
 def output_map(run):
     """Figure 3: the rows of a trained run's output layer, one for each element, in the plane."""
-    manifold, decomposition = optional("sklearn.manifold"), optional("sklearn.decomposition")
     op, n = run.config.op, run.shape()[0]
     rows = run.model().weights()["head"][0, :, :n].T.detach().double().numpy()   # (n, D)
-    title = (f"{titled(op, n)}, output layer of seed {run.config.seed} at update {run.step:,}, "
-             f"validation accuracy {run.val_acc:.3f}")
-    figure, axes = canvas(title, height=4.8)
-    methods = {"t-SNE": manifold.TSNE(random_state=0, perplexity=n / 5),
-               "PCA": decomposition.PCA(2)}
-    for a, (name, method), (text, joined) in zip(axes, methods.items(), families(rows, op)):
-        points = method.fit_transform(rows)
-        for family in joined:
-            a.plot(*points[family].T, lw=0.6, color="0.7")
-        shade = np.arange(n)
-        if op.startswith("s5"):
-            shade[np.array(joined)] = np.arange(len(joined))[:, None]
-        a.scatter(*points.T, c=shade, cmap="turbo", s=14, zorder=2)
+    points = optional("sklearn.manifold").TSNE(random_state=0, perplexity=n / 5).fit_transform(rows)
+    found = families(rows, op)
+    title, _ = grouped([(named(run.settings()), run)])
+    title += (f"\nt-SNE of the output layer of seed {run.config.seed} at update {run.step:,}, "
+              f"validation accuracy {run.val_acc:.3f}")
+    figure, axes = canvas(title, height=4.8, columns=len(found))
+    for a, (text, joined) in zip(axes, found):
+        a.plot(*points.T, ".", color="0.5")
+        for i, family in enumerate(joined):
+            colour, marker = look(i)
+            a.plot(*points[family].T, marker + "-", color=colour, ms=4, lw=0.6)
         for z, point in enumerate(points):
             a.annotate(str(z), point, (2, 2), textcoords="offset points", fontsize=5)
         a.set(xticks=[], yticks=[])
-        a.set_title(f"{name}; {text}", fontsize=7)
+        a.set_title(text, fontsize=7)
     return figure
 
 
@@ -1262,11 +1267,11 @@ def run_sharpness(run, epsilon=1e-3):
 
 
 def trained(paths):
-    """The runs below some folders, as far as they have weights. Raises UsageError."""
+    """The runs below some folders that have finite weights. Raises UsageError."""
     for file in below(paths, "checkpoint.pt"):
         folder = read_folder(file.parent)
         folder.restore()
-        yield from (run for run in folder.runs if run.W is not None)
+        yield from (run for run in folder.runs if run.W is not None and not run.diverged)
 
 
 def correlation(points):
@@ -1276,36 +1281,39 @@ def correlation(points):
     title, groups = grouped(points)
     title += f"\nε = 0.001, Spearman's ρ = {rho:.3f}, p = {p:.1g}, n = {len(points)}"
     figure, (a,) = canvas(title, groups, columns=1)
-    for colour, label, group in coloured(groups):
-        a.plot(*zip(*(point for _, point in group)), "o", color=colour, ms=5, label=label)
+    for i, group in enumerate(groups.values()):
+        colour, marker = look(i)
+        a.plot(*zip(*(point for _, point in group)), marker, color=colour, ms=5)
     a.set(xscale="log", xlabel="sharpness φ (%)", ylabel="validation accuracy")
-    if len(groups) > 1:
-        figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure
 
 
 def figures(paths, sharp=False):
     """The figures that apply to what is in some folders: yields (name, matplotlib Figure). `sharp`
-    adds figure 7, which takes seconds for each run. Raises UsageError."""
-    runs, best, points = read_runs(paths), {}, []
+    adds figure 7 for each operation and fraction with three runs or more, which takes seconds for
+    each run. Raises UsageError."""
+    runs, best, points = read_runs(paths), {}, {}
     for op in dict.fromkeys(settings["op"] for settings, _ in runs):
-        yield f"curves-{op}".replace(" ", "-"), curves([run for run in runs if run[0]["op"] == op])
+        yield f"curves-{op}", curves([run for run in runs if run[0]["op"] == op])
     swept = [name for name in ("frac", "outliers") if len({s[name] for s, _ in runs}) > 1]
     for name in swept or [None] * (len(grouped(runs)[1]) > 1):
         yield f"sweep-{name}" if name else "compare", sweep(runs, name)
     for run in trained(paths):
-        op = titled(run.config.op, run.shape()[0])
+        settings = named(run.settings())
+        op, key = settings["op"], tuple(settings.values())
         if run.val_99 and (op not in best or run.val_acc > best[op].val_acc):
             best[op] = run
         if sharp:
-            settings = {name: getattr(run.config, name) for name in runs[0][0]} | dict(op=op)
-            points.append((settings, (run_sharpness(run), run.val_acc)))
+            point = run_sharpness(run), run.val_acc
+            points.setdefault(f"{op}-{run.config.frac}", {})[key] = settings, point
     for op, run in best.items():
-        yield f"map-{op}".replace(" ", "-"), output_map(run)
-    if sharp:
-        if len(points) < 3:
-            raise UsageError("--sharpness: needs at least three runs with a checkpoint")
-        yield "sharpness", correlation(points)
+        yield f"map-{op}", output_map(run)
+    if sharp and max(map(len, points.values()), default=0) < 3:
+        raise UsageError("--sharpness: needs at least three runs with a checkpoint, of one "
+                         "operation and fraction")
+    for name, each in points.items():
+        if len(each) > 2:
+            yield f"sharpness-{name}", correlation(list(each.values()))
 
 
 def plot(paths, out=None, sharp=False, console=None):
@@ -1319,7 +1327,7 @@ def plot(paths, out=None, sharp=False, console=None):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {folder}: cannot be a folder of pictures: {error.strerror}")
-        files.append(folder / f"{name}.png")
+        files.append(folder / f"{name.replace(' ', '-').replace('/', '-')}.png")
         write_file(files[-1], data.getvalue())
         if console:
             console.line(str(files[-1]))
@@ -1366,7 +1374,7 @@ class Console:
             self.shown = f"train {train:.3f}  val {val:.3f}{medians}"
         text = f"update {step:>7,}  {self.shown}  {rate:,.0f} updates/s"
         if self.live:
-            left = datetime.timedelta(seconds=round((steps - step) / max(rate, 1e-3)))
+            left = datetime.timedelta(seconds=round(min(1e9, (steps - step) / max(rate, 1e-3))))
             width = shutil.get_terminal_size().columns - 1
             self.line(f"{text}, at most {left} left"[:width], end="")
         elif metrics and not self.brief and (step >= self.next or step == steps):
@@ -1388,12 +1396,10 @@ def summary(folder):
     """The lines that close a command: on each run or, for a big grid, medians over the seeds."""
     groups, big = {}, len(folder.runs) > 8
     for run in folder.runs:
-        key = [getattr(run.config, name) for name in STARRED if name != "seed" or not big]
-        groups.setdefault(tuple(key), []).append(run)
-    for runs in groups.values():
-        name = runs[0].name
-        parts = [part for part in name.split(", ") if not part.startswith("seed ")]
-        yield f"{', '.join(parts)}: medians of {len(runs)} seeds" if big else name
+        parts = [p for p in run.name.split(", ") if not (big and p.startswith("seed "))]
+        groups.setdefault(", ".join(parts), []).append(run)
+    for name, runs in groups.items():
+        yield f"{name}: medians of {len(runs)} seeds" if big else name
         found = []
         for attribute in "train_99", "val_99":
             updates = [getattr(run, attribute) for run in runs if getattr(run, attribute)]

@@ -821,11 +821,13 @@ def from_another_command(folder):
     (damage("metrics.csv", lambda b: b[:-30]), "metrics.csv: was edited or cut short after the checkpoint"),
     (damage("metrics.csv", lambda b: b.replace(b"x_plus_y", b"x_mul_yy")), "metrics.csv: was edited or cut short"),
     (lambda folder: (folder / "metrics.csv").unlink(), "metrics.csv: was edited or cut short after the checkpoint"),
-    (damage("config.json", lambda b: b.replace(b'"format": 2', b'"format": 99')), "config.json: has format 99"),
+    (damage("config.json", lambda b: b.replace(b'"format": 3', b'"format": 99')), "config.json: has format 99"),
     (damage("config.json", lambda b: b[:40]), "config.json: is damaged"),
     (damage("config.json", lambda b: b"[1]"), "config.json: is damaged"),
     (damage("config.json", lambda b: b"\xff\xfe"), "config.json: is damaged"),
     (damage("config.json", lambda b: b.replace(b'"lr"', b'"rate"')), "config.json: is damaged"),
+    (damage("config.json", lambda b: b.replace(b'"share": [', b'"share": ["a", ')), "config.json: is damaged"),
+    (damage("config.json", lambda b: b.replace(b'"commands"', b'"orders"')), "config.json: is damaged"),
     (damage("config.json", lambda b: b.replace(b'"p": 11', b'"p": 1')), "config.json: --p 1: must be"),
     (lambda folder: (folder / "config.json").unlink(), "is not a run folder: config.json: No such file"),
 ])
@@ -891,6 +893,44 @@ def test_load_gives_the_trained_model_back(tmp_path):
         assert model.weights()["embed"].shape == (1, 13, 16)
     with pytest.raises(UsageError, match="run 2; it has 2 runs"):
         grok.load(tmp_path / "run", 2)
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    with pytest.raises(UsageError, match="no weights of run 0; it has 2 runs"):
+        grok.load(tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_a_folder_of_a_gpu_is_read_without_one(tmp_path, capsys):
+    train(out=tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"device": "cpu"', '"device": "cuda"'))
+    assert grok.load(tmp_path)[0].device == "cuda" and len(list(grok.trained([tmp_path]))) == 1
+    assert grok.main(["--resume", str(tmp_path), "--steps", "40"]) == 2
+    assert "--device cuda: there is none here" in capsys.readouterr().err
+    assert grok.main(["--resume", str(tmp_path), "--steps", "40", "--device", "cpu"]) == 0
+
+
+def test_without_a_folder_no_checkpoint_is_due(tmp_path):
+    for every, step in (None, 7), (10, 20):
+        config = grok.resolve(Config(**TINY | dict(checkpoint_every=every)))
+        for out in None, tmp_path / str(every):
+            with grok.Folder(out, config) as folder:
+                folder.saved = -math.inf                                      # the last one long ago
+                assert folder.checkpoint_due(step) == bool(out)
+
+
+def test_a_terminal_is_told_the_time_that_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((200, 50)))
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    run, = grok.grid(grok.resolve(Config(**TINY)))
+    console = grok.Console()
+    console.begin([run], torch.device("cpu"), 1)
+    now[0] = 10.0
+    for steps, left in (400, "at most 0:00:30 left"), (10**18, "left"):       # 100 updates in 10 s
+        console.progress(100, steps, [dict(train_acc=0.5, val_acc=0.25)])
+        shown = capsys.readouterr().out
+        assert shown.endswith(left) and "train 0.500  val 0.250  10 updates/s" in shown
 
 
 # --- torchrun -------------------------------------------------------------------------------------
@@ -924,7 +964,7 @@ def test_torchrun_needs_out(monkeypatch, capsys):
 
 USUAL = dict(op="x_div_y", p=97, frac=0.5, seed=0, lr=0.001, weight_decay=1.0, decay_to="origin", dropout=0.0,
              weight_noise=0.0, update_noise=0.0, outliers=0, batch_size=512, init_scale=1.0, embed_init_scale=1.0,
-             position_scale=1.0, layers=2, width=128, heads=4)
+             position_scale=1.0, layers=2, width=128, heads=4, betas="0.9 0.98", eps=1e-8, warmup=10)
 
 
 def made(folder, *runs):
@@ -971,6 +1011,7 @@ def test_updates_against_the_fraction_with_runs_that_never_arrived(tmp_path):
             for frac, updates in ((0.3, 3200), (0.31, 1600), (0.35, 100)) for seed in range(3)]
     runs[0] = (dict(frac=0.3, seed=0), {1: (0.0, 0.0), 50: (0.99, 0.2), 9000: (1.0, 0.9)})
     runs += [(dict(frac=0.2, seed=seed), {1: (0.0, 0.0), 70: (1.0, 0.1), 9000: (1.0, 0.05 * seed)}) for seed in range(3)]
+    runs += [(dict(frac=0.1), {1: (0.0, 0.0), 8000: (0.9, 0.1)})]            # not even training
     made(tmp_path / "rank-0", *runs[::2])
     made(tmp_path / "rank-1", *runs[1::2])
     made(tmp_path / "again", (dict(frac=0.3, seed=1), {1: (0.0, 0.0), 50: (0.5, 0.1)}))  # the longer one counts
@@ -979,10 +1020,11 @@ def test_updates_against_the_fraction_with_runs_that_never_arrived(tmp_path):
     assert [(0.2, 70), (0.3, 50), (0.31, 50), (0.35, 50)] in lines            # 99 % of training
     assert [(0.3, 3240), (0.31, 1620), (0.35, 120)] in lines                  # medians; none of three at 0.2
     assert [(0.2, 70)] * 3 + [(0.3, 50)] * 3 + [(0.31, 50)] * 3 + [(0.35, 50)] * 3 in map(sorted, lines)  # every run
-    assert sorted(max(lines, key=lambda line: sum(y for _, y in line))) == [(0.2, 9000)] * 3 + [(0.3, 9000)]
+    crosses = {line.get_marker(): sorted(map(tuple, line.get_xydata().tolist())) for line in updates.lines}
+    assert crosses["x"] == [(0.1, 8000)] + [(0.2, 9000)] * 3 + [(0.3, 9000)] and crosses["+"] == [(0.1, 8000)]
     ranges = [segment.tolist() for bars in updates.collections for segment in bars.get_segments()]
     assert [[0.31, 1600], [0.31, 1640]] in ranges and [[0.3, 3220], [0.3, 3240]] in ranges
-    assert [(0.2, 0.1), (0.3, 0.995), (0.31, 0.995), (0.35, 0.995)] in drawn(best)
+    assert [(0.1, 0.1), (0.2, 0.1), (0.3, 0.995), (0.31, 0.995), (0.35, 0.995)] in drawn(best)
     assert [text.get_text() for text in updates.texts] == ["+100%", "+92%"]  # 3240/1620 in 1 %, (1620/120)^(1/4) - 1
     assert updates.get_yscale() == "log"
 
@@ -996,7 +1038,7 @@ def test_best_accuracy_by_intervention_and_by_operation(tmp_path):
     figure = dict(grok.figures([tmp_path]))["sweep-frac"]
     assert "baseline: weight_decay 0, dropout 0" in figure.get_suptitle()
     labels = [text.get_text() for text in figure.legends[0].texts]
-    assert labels == ["baseline", "dropout 0.1", "weight_decay 1"]
+    assert labels == ["baseline (2)", "dropout 0.1 (2)", "weight_decay 1 (2)"]
     for line in [(0.3, 0.3), (0.5, 0.3)], [(0.3, 0.4), (0.5, 0.4)], [(0.3, 0.8), (0.5, 1.0)]:
         assert line in drawn(figure.axes[1])
 
@@ -1005,11 +1047,41 @@ def test_groups_are_compared_where_nothing_numeric_was_swept(tmp_path):
     made(tmp_path, *((dict(op=op, p=p, seed=seed), {1: (0, 0), 100: (1, 1 - seed * share)}) for op, p, share in
                      (("x_plus_y", 97, 0), ("x_plus_y", 31, 0.1), ("s5_xy", 120, 0.2)) for seed in (0, 1, 2)))
     figures = dict(grok.figures([tmp_path]))
-    assert list(figures) == ["curves-x_plus_y", "curves-x_plus_y-mod-31", "curves-s5_xy", "compare"]
+    assert list(figures) == ["curves-x_plus_y", "curves-x_plus_y mod 31", "curves-s5_xy", "compare"]
     updates, best = figures["compare"].axes
-    assert [tick.get_text() for tick in updates.get_yticklabels()] == ["x_plus_y", "x_plus_y mod 31", "s5_xy"]
-    assert [(1, 0), (0.9, 1), (0.8, 2)] in drawn(best) and [(100, 0)] in drawn(updates)
-    assert [(100, 1)] * 2 + [(100, 2)] * 2 in drawn(updates)               # of p 31 and S5 one seed of three arrived
+    names = [tick.get_text() for tick in updates.get_yticklabels()]
+    assert names == ["s5_xy (3)", "x_plus_y (3)", "x_plus_y mod 31 (3)"]
+    assert [(0.8, 0), (1, 1), (0.9, 2)] in drawn(best) and [(100, 1)] in drawn(updates)
+    assert [(100, 0)] * 2 + [(100, 2)] * 2 in map(sorted, drawn(updates))  # of p 31 and S5 one seed of three arrived
+    assert "frac 0.5, else the paper's settings" in figures["compare"].get_suptitle()
+
+
+def test_groups_stand_in_the_order_of_their_values_whatever_that_of_the_files(tmp_path):
+    for name, lr in ("a", 3e-3), ("b", 1e-3), ("c", 2e-3):
+        made(tmp_path / name, (dict(lr=lr), {1: (0, 0)}))
+    assert list(grok.grouped(grok.read_runs([tmp_path]))[1]) == ["lr 0.001 (1)", "lr 0.002 (1)", "lr 0.003 (1)"]
+    made(tmp_path / "d", *((dict(lr=2e-3, dropout=0.1 * (seed > 1), seed=seed), {1: (0, 0)}) for seed in (1, 2)))
+    labels = list(grok.grouped(grok.read_runs([tmp_path]))[1])
+    assert labels == ["baseline (2)", "lr 0.001 (1)", "dropout 0.1 (1)", "lr 0.003 (1)"]
+
+
+def test_every_setting_that_shapes_a_run_is_a_column(tmp_path):
+    elsewhere = {"recipe", "variant", "steps", "until", "expect", "out", "eval_every", "checkpoint_every", "quiet", "device",
+                 "threads", "stack", "compile"}
+    assert {f.name for f in fields(Config)} - elsewhere <= set(grok.COLUMNS)
+    made(tmp_path, *((dict(warmup=warmup), {1: (0, 0)}) for warmup in (10, 50)),
+         *((setting, {1: (0, 0)}) for setting in (dict(eps=1e-7), dict(betas="0.9 0.95"))))
+    assert len(grok.read_runs([tmp_path])) == 4                               # none is another's repetition
+
+
+def test_merged_tables_are_read_like_their_folders(tmp_path):
+    parts = [made(tmp_path / name, (dict(seed=seed), {1: (0, 0), 100: (1, 1)})) / "metrics.csv"
+             for seed, name in enumerate(("a", "b"))]
+    a, b = (part.read_text() for part in parts)
+    for name, text in ("merged", a + b), ("headless", a.partition("\n")[2] + b.partition("\n")[2]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(text)
+        assert grok.read_runs([tmp_path / name]) == grok.read_runs([part.parent for part in parts])
 
 
 def test_final_accuracies_against_outliers(tmp_path):
@@ -1021,10 +1093,11 @@ def test_final_accuracies_against_outliers(tmp_path):
 
 def test_the_nearest_strands_of_a_circle_and_the_strands_of_8():
     angle = 2 * np.pi * 5 * np.arange(97) / 97                                # 5 · 39 = 1 mod 97 = 5 · -58
-    (text, nearest), (_, eights) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_plus_y")
+    (_, eights), (text, nearest) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_plus_y")
     assert text == "z to z + 39, the nearest" and [strand.tolist() for strand in nearest] == [[39 * i % 97 for i in range(98)]]
     assert [strand.tolist() for strand in eights] == [[8 * i % 97 for i in range(98)]]
-    _, (_, eights) = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1)[:12], "x_plus_y")
+    assert grok.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_mul_y") == [("", [])]
+    (_, eights), _ = grok.families(np.stack([np.cos(angle), np.sin(angle)], 1)[:12], "x_minus_y")
     assert sorted(map(sorted, map(set, map(np.ndarray.tolist, eights)))) == [[i, i + 4, i + 8] for i in range(4)]
 
 
@@ -1054,9 +1127,9 @@ def test_the_cosets_that_are_clusters_are_found(side):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of four small runs that generalised."""
+    """The folder of six small runs that generalised."""
     folder = tmp_path_factory.mktemp("trained")
-    train(**EASY | dict(seed=[0, 1], frac=[0.7, 0.8]), out=folder)
+    train(**EASY | dict(seed=[0, 1, 2], frac=[0.7, 0.8]), out=folder)
     return folder
 
 
@@ -1065,7 +1138,8 @@ def test_pictures_lie_beside_the_csv_or_where_asked(trained, tmp_path, capsys):
     shutil.copytree(trained, run)
     for extra, folder in ([], run), (["--out", str(elsewhere), "--sharpness"], elsewhere):
         assert grok.main(["--plot", str(run), *extra]) == 0
-        names = ["curves-x_plus_y-mod-31", "sweep-frac", "map-x_plus_y-mod-31"] + ["sharpness"] * (folder == elsewhere)
+        names = ["curves-x_plus_y-mod-31", "sweep-frac", "map-x_plus_y-mod-31"]
+        names += [f"sharpness-x_plus_y-mod-31-{frac}" for frac in (0.7, 0.8)] if folder == elsewhere else []
         assert capsys.readouterr().out.split() == [str(folder / f"{name}.png") for name in names]
         for name in names:
             data = (folder / f"{name}.png").read_bytes()
@@ -1076,13 +1150,31 @@ def test_pictures_lie_beside_the_csv_or_where_asked(trained, tmp_path, capsys):
     assert grok.main(["--plot", str(run), "--out", str(elsewhere), "--quiet"]) == 0 and capsys.readouterr().out == ""
 
 
+def test_figure_7_counts_a_run_once_and_leaves_out_what_diverged(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    train(op="x_plus_y", lr=[1e30, 1e-3], seed=[0, 1, 2], steps=40, out=tmp_path / "diverged")
+    found = dict(grok.figures([trained, tmp_path], sharp=True))
+    titles = {name: figure.get_suptitle() for name, figure in found.items() if name.startswith("sharpness")}
+    assert list(titles) == [f"sharpness-x_plus_y mod {run}" for run in ("31-0.7", "31-0.8", "11-0.5")]
+    assert all("n = 3" in title and "nan" not in title for title in titles.values())
+
+
+def test_a_run_that_generalised_and_then_diverged_has_no_map(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    for run in saved["runs"]:
+        run["W"], run["diverged"] = run["W"] * math.nan, run["step"]
+    torch.save(saved, folder / "checkpoint.pt")
+    assert [name for name, _ in grok.figures([folder])] == ["curves-x_plus_y mod 31", "sweep-frac"]
+
+
 def test_the_map_joins_the_points_it_shows(tmp_path):
     train(**EASY | dict(p=23, steps=5), out=tmp_path)
     run, = grok.trained([tmp_path])
     for axes in grok.output_map(run).axes:
-        points = axes.collections[0].get_offsets()
+        points = axes.lines[0].get_xydata()
         step = int(re.search(r"z \+ (\d+)", axes.get_title())[1])
-        assert np.allclose(drawn(axes)[0], points[[step * i % 23 for i in range(24)]])
+        assert np.allclose(drawn(axes)[1], points[[step * i % 23 for i in range(24)]])
         assert [text.get_text() for text in axes.texts] == [str(z) for z in range(23)]
 
 
@@ -1122,7 +1214,7 @@ def test_the_rank_correlation_knows_order_alone():
     settings = [USUAL | dict(lr=lr) for lr in (0.1, 0.1, 0.2, 0.2)]
     figure = grok.correlation(list(zip(settings, points)))
     assert drawn(figure.axes[0]) == [points[:2], points[2:]] and "ρ = -1.000" in figure.get_suptitle()
-    assert [text.get_text() for text in figure.legends[0].texts] == ["lr 0.1", "lr 0.2"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["lr 0.1 (2)", "lr 0.2 (2)"]
     points = [(1, 1), (2, 3), (3, 2), (4, 4)]                                     # 1 - 6 · 2 / (4³ - 4) = 0.8
     assert "ρ = 0.800" in grok.correlation(list(zip(settings, points))).get_suptitle()
 
@@ -1201,6 +1293,7 @@ def test_a_damaged_csv_gets_one_line(text, tmp_path, capsys):
     ("--variant lr=1,weight-decay=2,lr=3", "--variant lr=1,weight-decay=2,lr=3: names lr twice"),
     ("--variant frac=1e-9", "--frac 1e-09: gives 0 of the 9312 equations"),
     ("--variant lr=1e-3 weight_decay=1", "--variant 'lr=1e-3' 'weight_decay=1': give the same run twice"),
+    ("--lr 1e-3 2e-3 --variant lr=3e-3", "--variant 'lr=3e-3' 'lr=3e-3': give the same run twice"),
     ("--plot nowhere", "--plot nowhere: is not a folder"),
     ("--plot FILE", "--plot FILE: is not a folder"),
     ("--plot .", "--plot .: no metrics.csv there or below has a run in it"),
