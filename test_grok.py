@@ -1065,6 +1065,13 @@ def test_groups_stand_in_the_order_of_their_values_whatever_that_of_the_files(tm
     assert labels == ["baseline (2)", "lr 0.001 (1)", "dropout 0.1 (1)", "lr 0.003 (1)"]
 
 
+def test_many_groups_look_different(tmp_path):
+    made(tmp_path, *((dict(lr=lr / 1000), {1: (0, 0), 10: (0.5, lr / 20)}) for lr in range(1, 17)))
+    figure = grok.curves(grok.read_runs([tmp_path]))
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_linestyle() == "-"}
+    assert len(looks) == 16 == len(figure.legends[0].texts)
+
+
 def test_every_setting_that_shapes_a_run_is_a_column(tmp_path):
     elsewhere = {"recipe", "variant", "steps", "until", "expect", "out", "eval_every", "checkpoint_every", "quiet", "device",
                  "threads", "stack", "compile"}
