@@ -1399,7 +1399,7 @@ def summary(folder):
         parts = [p for p in run.name.split(", ") if not (big and p.startswith("seed "))]
         groups.setdefault(", ".join(parts), []).append(run)
     for name, runs in groups.items():
-        yield f"{name}: medians of {len(runs)} seeds" if big else name
+        yield f"{name}: medians over seeds, n = {len(runs)}" if big else name
         found = []
         for attribute in "train_99", "val_99":
             updates = [getattr(run, attribute) for run in runs if getattr(run, attribute)]

@@ -605,6 +605,20 @@ def test_the_summary_tells_the_updates_and_draws_the_jump(tmp_path, capsys):
     assert curve[0] == "▁" and curve[-1] in "▇█" and f"{max(r['val_acc'] for r in rows):.4f}" in said
 
 
+def test_the_summary_of_a_big_grid_has_medians_over_its_seeds():
+    folder = grok.Folder(None, grok.resolve(Config(**TINY | dict(lr=[1e-3, 2e-3, 3e-3], seed=[0, 1, 2]))))
+    for run in folder.runs:
+        lr, seed = run.config.lr, run.config.seed
+        run.step, run.seconds, run.best = 100 * (seed + 1), 2.0 * (seed + 1), 0.1 * (seed + 1)
+        run.train_99 = 10 * (seed + 1)
+        run.val_99 = 70 + seed if lr == 2e-3 and seed else None
+    said = list(grok.summary(folder))
+    assert said[::3] == [f"x_plus_y, lr {lr}: medians over seeds, n = 3" for lr in (0.001, 0.002, 0.003)]
+    assert said[1::3] == [f"  99 % of training at update 20 (3 of 3 runs), 99 % of validation {when}, seen every 10 updates"
+                          for when in ("never (0 of 3 runs)", "at update 71 (2 of 3 runs)", "never (0 of 3 runs)")]
+    assert set(said[2::3]) == {"  best validation accuracy 0.2000; 200 updates in 4.0 s of training, 50 updates/s"}
+
+
 def test_sparkline_follows_log_spaced_updates():
     assert grok.sparkline([1, 10, 100], [0, 0.5, 1], width=5) == "▁▁▅▅█"
 
