@@ -1205,8 +1205,8 @@ def families(rows, op):
     if op.startswith("s5"):
         found = {name: cosets(rows, generators) for name, generators in SUBGROUPS.items()}
         nearest = min(found, key=lambda name: found[name][0] / found[name][1])
-        return [(f"cosets of {name}, {note}: {found[name][0]:.0%} of the variance within them, "
-                 f"{found[name][1]:.0%} by chance", found[name][2])
+        return [(f"cosets of {name}, {note}: {1 - found[name][0]:.0%} of the variance between "
+                 f"them, {1 - found[name][1]:.0%} by chance", found[name][2])
                 for name, note in (("D5", "the paper's"),
                                    (nearest, f"the nearest of {', '.join(SUBGROUPS)}"))]
     if op in ("x_plus_y", "x_minus_y"):
@@ -1372,7 +1372,7 @@ class Console:
                           for name in ("train_acc", "val_acc"))
             medians = f" (medians of {len(metrics)} runs)" if len(metrics) > 1 else ""
             self.shown = f"train {train:.3f}  val {val:.3f}{medians}"
-        text = f"update {step:>7,}  {self.shown}  {rate:,.0f} updates/s"
+        text = f"update {step:>7,}  {self.shown}  {rate:,.1f} updates/s"
         if self.live:
             left = datetime.timedelta(seconds=round(min(1e9, (steps - step) / max(rate, 1e-3))))
             width = shutil.get_terminal_size().columns - 1
@@ -1410,7 +1410,7 @@ def summary(folder):
         best, seconds, step = (statistics.median(getattr(run, name) for run in runs)
                                for name in ("best", "seconds", "step"))
         yield (f"  best validation accuracy {best:.4f}; {step:,.0f} updates in {seconds:,.1f} s of "
-               f"training, {step / max(seconds, 1e-9):,.0f} updates/s")
+               f"training, {step / max(seconds, 1e-9):,.1f} updates/s")
         curve = [row for row in folder.rows if not big
                  and all(row[name] == getattr(runs[0].config, name) for name in STARRED)]
         for name in ("train", "val") if curve else ():
@@ -1495,8 +1495,11 @@ def folders(given, rank, world):
         config = resolve(Config(**given))
         if world > 1 and not config.out:
             raise UsageError("--out: is needed under torchrun, for all processes to share")
-        path = config.out or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{config.op[0]}"
-        return [Folder(Path(path, f"rank-{rank}") if world > 1 else path, config, (rank, world))]
+        now = datetime.datetime.now()
+        path = Path(config.out or f"runs/{now:%Y%m%d-%H%M%S-%f}-{config.op[0]}")
+        for held in path.glob("config.json" if world > 1 else "rank-*"):  # by other processes
+            raise UsageError(f"--out {path}: already holds a run ({held.name}); name another")
+        return [Folder(path / f"rank-{rank}" if world > 1 else path, config, (rank, world))]
     path = Path(given.pop("resume"))
     parts = [path / f"rank-{rank}"] if world > 1 else [path]
     if not (parts[0] / "config.json").exists():
@@ -1541,8 +1544,9 @@ def command(given):
         missed = int(total)
         dist.destroy_process_group()
     if missed:
-        console.line(f"--expect {config.expect}: missed by {missed} runs; see {folder.path}",
-                     always=True)
+        path = folder.path.parent if world > 1 else folder.path
+        console.line(f"--expect {config.expect}: missed in {missed} run{'s' * (missed > 1)}; see "
+                     f"{path}", always=True)
     return 1 if missed else 0
 
 

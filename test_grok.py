@@ -616,7 +616,7 @@ def test_the_summary_of_a_big_grid_has_medians_over_its_seeds():
     assert said[::3] == [f"x_plus_y, lr {lr}: medians over seeds, n = 3" for lr in (0.001, 0.002, 0.003)]
     assert said[1::3] == [f"  99 % of training at update 20 (3 of 3 runs), 99 % of validation {when}, seen every 10 updates"
                           for when in ("never (0 of 3 runs)", "at update 71 (2 of 3 runs)", "never (0 of 3 runs)")]
-    assert set(said[2::3]) == {"  best validation accuracy 0.2000; 200 updates in 4.0 s of training, 50 updates/s"}
+    assert set(said[2::3]) == {"  best validation accuracy 0.2000; 200 updates in 4.0 s of training, 50.0 updates/s"}
 
 
 def test_sparkline_follows_log_spaced_updates():
@@ -638,7 +638,7 @@ def test_a_small_run_generalises_and_passes_the_gate(tmp_path):
 
 def test_a_run_that_cannot_generalise_fails_the_gate(tmp_path):
     done = cli(*flags(expect=0.99, out=tmp_path / "run"))
-    said = f"grok.py: --expect 0.99: missed by 1 runs; see {tmp_path / 'run'}\n"
+    said = f"grok.py: --expect 0.99: missed in 1 run; see {tmp_path / 'run'}\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
@@ -944,7 +944,7 @@ def test_a_terminal_is_told_the_time_that_is_left(monkeypatch, capsys):
     for steps, left in (400, "at most 0:00:30 left"), (10**18, "left"):       # 100 updates in 10 s
         console.progress(100, steps, [dict(train_acc=0.5, val_acc=0.25)])
         shown = capsys.readouterr().out
-        assert shown.endswith(left) and "train 0.500  val 0.250  10 updates/s" in shown
+        assert shown.endswith(left) and "train 0.500  val 0.250  10.0 updates/s" in shown
 
 
 # --- torchrun -------------------------------------------------------------------------------------
@@ -967,6 +967,17 @@ def test_torchrun_shares_the_grid_out_and_resumes(tmp_path):
     assert torchrun("--resume", tmp_path / "both", "--steps", 40, "--expect", 0.9).returncode != 0
     merged = sorted(table(tmp_path / "both" / "rank-0") + table(tmp_path / "both" / "rank-1"), key=key)
     assert [row for row in merged if row["step"] != 35] == longer  # 35 was the last update for a while
+
+
+def test_a_folder_holds_one_process_or_several(tmp_path, monkeypatch, capsys):
+    train(out=tmp_path / "one")
+    train(out=tmp_path / "two" / "rank-0")
+    assert grok.main(flags(out=tmp_path / "two")) == 2
+    assert "two: already holds a run (rank-0); name another" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert grok.main(flags(out=tmp_path / "one")) == 2
+    assert "one: already holds a run (config.json); name another" in capsys.readouterr().err
+    assert not list((tmp_path / "one").glob("rank-*")) and not (tmp_path / "two" / "config.json").exists()
 
 
 def test_torchrun_needs_out(monkeypatch, capsys):
@@ -1139,7 +1150,7 @@ def test_the_cosets_that_are_clusters_are_found(side):
         rows[list(coset)] = random.normal(size=16) + 0.01 * random.normal(size=(10, 16))
     for text, found in grok.families(rows, "s5_xyx"):
         assert {frozenset(map(int, coset)) for coset in found} == cosets
-        assert "cosets of D5" in text and ": 0% of the variance within them, 91% by chance" in text
+        assert "cosets of D5" in text and ": 100% of the variance between them, 9% by chance" in text
     within, chance, _ = grok.cosets(random.normal(size=(120, 128)), [[3, 4, 2, 0, 1], [0, 2, 1, 4, 3]])
     assert chance - 0.03 < within < chance == pytest.approx(108 / 119)       # no clusters; the best of twelve tries
     sizes = {name: len(grok.cosets(rows, generators)[2]) for name, generators in grok.SUBGROUPS.items()}
