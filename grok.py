@@ -458,13 +458,12 @@ class Stack:
 # --- 5. Training, from a list of Configs to the rows of metrics.csv. ------------------------------
 def stacks(runs, device):
     """The unfinished runs in groups to stack, formed of all: the same when a command goes on."""
-    groups, known = {}, {}
+    groups, known, limit = {}, {}, 4 if device.type == "cpu" else 64
     for run in runs:
         c, (n, N, _, size) = run.config, run.config.sizes()
         shape = n, N, size, *(getattr(c, f.name) for f in fields(c) if f.metadata["shared"])
         known[shape] = known.get(shape, -1) + 1
-        limit = c.stack or (4 if device.type == "cpu" else 64)
-        groups.setdefault((shape, known[shape] // limit), []).append(run)
+        groups.setdefault((shape, known[shape] // (c.stack or limit)), []).append(run)
     for group in groups.values():
         left = [run for run in group if not run.finished()]
         for step in sorted({run.step for run in left}):
@@ -764,6 +763,7 @@ def command(given, config, method):
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=30))
         torch.distributed.all_reduce(total := torch.tensor(missed))
         missed = int(total)
+        torch.distributed.destroy_process_group()
     if missed:
         print(f"grok.py: --expect {expect}: missed in {missed} runs; see {path}", file=sys.stderr)
     return min(missed, 1)
