@@ -1,0 +1,401 @@
+"""Properties of the studies, each against something independent: made tables, a worked example, brute force.
+Run: python -m pytest -q studies"""
+import csv, itertools, os, sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import grok
+import figures
+import grokfast
+import matplotlib.image as image
+import numpy as np
+import power2022
+import pytest
+import torch
+
+from grok import Config
+
+COLUMNS = ("op,p,frac,seed,lr,weight_decay,decay_to,dropout,weight_noise,update_noise,outliers,step,train_loss,train_acc,val_loss,"
+           "val_acc,weight_norm,seconds,layers,width,eps,beta2,warmup").split(",")
+USUAL = dict(op="x_div_y", p=97, frac=0.5, seed=0, lr=0.001, weight_decay=1.0, decay_to="origin", dropout=0.0, weight_noise=0.0,
+             update_noise=0.0, outliers=0, layers=2, width=128, eps=1e-8, beta2=0.98, warmup=10)
+PERMS = list(itertools.permutations(range(5)))
+TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, steps=30, batch_size=16, eval_every=10, device="cpu", threads=1)
+
+
+def made(folder, *runs, columns=COLUMNS):
+    """A folder with a metrics.csv of made runs: (settings, {step: (train_acc, val_acc)})."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.csv", "w") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for settings, curve in runs:
+            for step, (train_acc, val_acc) in curve.items():
+                writer.writerow(USUAL | settings | dict(step=step, train_acc=train_acc, val_acc=val_acc, weight_norm=9.0,
+                                                        train_loss=2 - train_acc, val_loss=3 - val_acc, seconds=1.0))
+    return folder
+
+
+def drawn(axes):
+    """What a matplotlib axes shows as lines and markers: a list of lists of (x, y)."""
+    return [[tuple(map(float, point)) for point in line.get_xydata()] for line in axes.lines if len(line.get_xydata())]
+
+
+# --- figures.py -----------------------------------------------------------------------------------
+
+def test_curves_are_medians_and_ranges_over_seeds(tmp_path):
+    made(tmp_path, (dict(seed=0), {1: (0.0, 0.1), 10: (0.5, 0.2), 100: (1.0, 0.6)}),
+         (dict(seed=1), {1: (0.1, 0.0), 10: (1.0, 1.0)}),  # ended early: keeps its last value
+         (dict(seed=2), {1: (0.2, 0.05), 10: (0.6, 0.1), 100: (0.9, 0.2)}))
+    figure = figures.curves(figures.read_runs([tmp_path]))
+    accuracy, loss = figure.axes
+    train_acc, val_acc = drawn(accuracy)
+    assert train_acc == [(1, 0.1), (10, 0.6), (100, 1.0)] and val_acc == [(1, 0.05), (10, 0.2), (100, 0.6)]
+    assert np.allclose([y for _, y in drawn(loss)[1]], [2.95, 2.8, 2.4])
+    band = {tuple(point) for point in accuracy.collections[1].get_paths()[0].vertices}
+    assert {(1, 0.0), (1, 0.1), (10, 0.1), (10, 1.0), (100, 0.2), (100, 1.0)} <= band
+    assert accuracy.get_xscale() == "log" and (accuracy.get_xlabel(), loss.get_ylabel()) == ("updates", "loss (nats)")
+    assert "x_div_y, frac 0.5" in figure.get_suptitle() and "n = 3" in figure.get_suptitle()
+
+
+def test_growth_is_per_one_per_cent_of_the_table():
+    fracs = [0.25, 0.26, 0.3, 0.5]
+    assert np.allclose(figures.growth(fracs, [1e6 * 1.45 ** (-100 * frac) for frac in fracs]), 0.45)
+    assert np.allclose(figures.growth([0.2, 0.3], [1024, 1]), 1.0)  # doubled ten times in ten steps
+
+
+def test_updates_against_the_fraction_with_runs_that_never_arrived(tmp_path):
+    runs = [(dict(frac=frac, seed=seed), {1: (0.0, 0.0), 50: (0.99, 0.3), updates + 20 * seed: (1.0, 0.995)})
+            for frac, updates in ((0.3, 3200), (0.31, 1600), (0.35, 100)) for seed in range(3)]
+    runs[0] = (dict(frac=0.3, seed=0), {1: (0.0, 0.0), 50: (0.99, 0.2), 9000: (1.0, 0.9)})
+    runs += [(dict(frac=0.2, seed=seed), {1: (0.0, 0.0), 70: (1.0, 0.1), 9000: (1.0, 0.05 * seed)}) for seed in range(3)]
+    runs += [(dict(frac=0.1), {1: (0.0, 0.0), 8000: (0.9, 0.1)})]            # not even training
+    made(tmp_path / "rank-0", *runs[::2])
+    made(tmp_path / "rank-1", *runs[1::2])
+    made(tmp_path / "again", (dict(frac=0.3, seed=1), {1: (0.0, 0.0), 50: (0.5, 0.1)}))  # the longer one counts
+    updates, best = figures.against(figures.read_runs([tmp_path, tmp_path / "rank-1"]), "frac").axes
+    lines = drawn(updates)
+    assert [(0.2, 70), (0.3, 50), (0.31, 50), (0.35, 50)] in lines            # 99 % of training
+    assert [(0.3, 3240), (0.31, 1620), (0.35, 120)] in lines                  # medians; none of three at 0.2
+    assert [(0.2, 70)] * 3 + [(0.3, 50)] * 3 + [(0.31, 50)] * 3 + [(0.35, 50)] * 3 in map(sorted, lines)  # every run
+    crosses = {line.get_marker(): sorted(map(tuple, line.get_xydata().tolist())) for line in updates.lines}
+    assert crosses["x"] == [(0.1, 8000)] + [(0.2, 9000)] * 3 + [(0.3, 9000)] and crosses["+"] == [(0.1, 8000)]
+    ranges = [segment.tolist() for bars in updates.collections for segment in bars.get_segments()]
+    assert [[0.31, 1600], [0.31, 1640]] in ranges and [[0.3, 3220], [0.3, 3240]] in ranges
+    assert [(0.1, 0.1), (0.2, 0.1), (0.3, 0.995), (0.31, 0.995), (0.35, 0.995)] in drawn(best)
+    assert [text.get_text() for text in updates.texts] == ["+100%", "+92%"]  # 3240/1620 in 1 %, (1620/120)^(1/4) - 1
+    assert updates.get_yscale() == "log"
+
+
+def test_best_accuracy_by_intervention_and_by_operation(tmp_path):
+    made(tmp_path, *((dict(frac=frac, weight_decay=decay, dropout=dropout), {1: (0, 0), 100: (1, high), 200: (1, 0.2)})
+                     for frac in (0.3, 0.5) for decay, dropout, high in
+                     ((0.0, 0.0, 0.3), (0.0, 0.1, 0.4), (1.0, 0.0, 0.5 + frac))))
+    names = [name for name, _ in figures.figures(figures.read_runs([tmp_path]))]
+    assert names == ["curves-x_div_y", "against-frac"]
+    figure = dict(figures.figures(figures.read_runs([tmp_path])))["against-frac"]
+    assert "baseline: weight_decay 0, dropout 0" in figure.get_suptitle()
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == ["baseline (2)", "dropout 0.1 (2)", "weight_decay 1 (2)"]
+    for line in [(0.3, 0.3), (0.5, 0.3)], [(0.3, 0.4), (0.5, 0.4)], [(0.3, 0.8), (0.5, 1.0)]:
+        assert line in drawn(figure.axes[1])
+
+
+def test_groups_are_compared_where_nothing_numeric_was_swept(tmp_path):
+    made(tmp_path, *((dict(op=op, p=p, seed=seed), {1: (0, 0), 100: (1, 1 - seed * share)}) for op, p, share in
+                     (("x_plus_y", 97, 0), ("x_plus_y", 31, 0.1), ("s5_xy", 120, 0.2)) for seed in (0, 1, 2)))
+    found = dict(figures.figures(figures.read_runs([tmp_path])))
+    assert list(found) == ["curves-x_plus_y", "curves-x_plus_y mod 31", "curves-s5_xy", "compare"]
+    updates, best = found["compare"].axes
+    names = [tick.get_text() for tick in updates.get_yticklabels()]
+    assert names == ["s5_xy (3)", "x_plus_y (3)", "x_plus_y mod 31 (3)"]
+    assert [(0.8, 0), (1, 1), (0.9, 2)] in drawn(best) and [(100, 1)] in drawn(updates)
+    assert [(100, 0)] * 2 + [(100, 2)] * 2 in map(sorted, drawn(updates))  # of p 31 and S5 one seed of three arrived
+    assert "frac 0.5, else the paper's settings" in found["compare"].get_suptitle()
+
+
+def test_groups_stand_in_the_order_of_their_values_whatever_that_of_the_files(tmp_path):
+    for name, lr in ("a", 3e-3), ("b", 1e-3), ("c", 2e-3):
+        made(tmp_path / name, (dict(lr=lr), {1: (0, 0)}))
+    assert list(figures.grouped(figures.read_runs([tmp_path]))[1]) == ["lr 0.001 (1)", "lr 0.002 (1)", "lr 0.003 (1)"]
+    made(tmp_path / "d", *((dict(lr=2e-3, dropout=0.1 * (seed > 1), seed=seed), {1: (0, 0)}) for seed in (1, 2)))
+    labels = list(figures.grouped(figures.read_runs([tmp_path]))[1])
+    assert labels == ["baseline (2)", "lr 0.001 (1)", "dropout 0.1 (1)", "lr 0.003 (1)"]
+
+
+def test_many_groups_look_different(tmp_path):
+    made(tmp_path, *((dict(lr=lr / 1000), {1: (0, 0), 10: (0.5, lr / 20)}) for lr in range(1, 17)))
+    figure = figures.curves(figures.read_runs([tmp_path]))
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_linestyle() == "-"}
+    assert len(looks) == 16 == len(figure.legends[0].texts)
+
+
+def test_any_numeric_setting_can_be_the_axis(tmp_path):
+    made(tmp_path, *((dict(width=width, frac=0.5), {1: (0, 0), 10 * width: (1, 1)}) for width in (16, 64, 256)))
+    (name, figure), = [(n, f) for n, f in figures.figures(figures.read_runs([tmp_path])) if n.startswith("against")]
+    assert name == "against-width" and [(16, 160), (64, 640), (256, 2560)] in drawn(figure.axes[0])
+    assert figure.axes[0].get_xlabel() == "width"
+
+
+def test_a_study_s_columns_are_settings_and_absent_ones_are_off(tmp_path):
+    made(tmp_path / "plain", ({}, {1: (0, 0), 10: (1, 0.5)}))
+    made(tmp_path / "study", (dict(boost=0.0), {1: (0, 0), 20: (1, 0.6)}), (dict(boost=2.0), {1: (0, 0), 10: (1, 1)}), columns=[*COLUMNS, "boost"])
+    made(tmp_path / "odd", ({}, {1: (0, 0)}), columns=[*COLUMNS[:16], "measured", *COLUMNS[16:]])
+    (tmp_path / "odd" / "metrics.csv").write_text((tmp_path / "odd" / "metrics.csv").read_text().replace(",0,", ",1,", 1).replace(",,", ",7,"))
+    runs = figures.read_runs([tmp_path / "plain", tmp_path / "study"])
+    assert sorted((settings["boost"], rows[-1]["step"]) for settings, rows in runs) == [(0, 20), (2, 10)]  # the longer control
+    (_, rows), = figures.read_runs([tmp_path / "odd"])
+    assert rows[0]["measured"] == 7
+
+
+def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsys):
+    made(tmp_path, *((dict(seed=seed, lr=lr), {1: (0, 0), 100: (0.99, 0.5), step: (1, acc), 9000: (1, 0.7)}) for seed, lr, step, acc in
+                     ((0, 1e-3, 1000, 0.99), (1, 1e-3, 3000, 1.0), (2, 1e-3, 2000, 0.98), (0, 2e-3, 400, 0.995))))
+    assert figures.main([str(tmp_path), "--table"]) == 0
+    said = capsys.readouterr().out
+    assert "| lr 0.001 | 3 | 2 | 100 (100–100) | 3,000 (1,000–never) | 0.990 (0.980–1.000) | 0.700 (0.700–0.700) |" in said.replace("1 (", "1.000 (").replace("–1)", "–1.000)")
+    assert "| lr 0.002 | 1 | 1 | 100 | 400 | 0.995 | 0.700 |" in said
+    with open(tmp_path / "runs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["lr"], r["seed"], r["train_99"], r["val_99"], r["best_val_acc"], r["last_val_acc"], r["steps"]) for r in rows] == [
+        ("0.001", "0", "100", "1000", "0.99", "0.7", "9000"), ("0.001", "1", "100", "3000", "1.0", "0.7", "9000"),
+        ("0.001", "2", "100", "", "0.98", "0.7", "9000"), ("0.002", "0", "100", "400", "0.995", "0.7", "9000")]
+
+
+def test_what_grok_writes_is_what_is_read(tmp_path):
+    runs = grok.train(Config.grid(**TINY, seed=[0, 1]), out=tmp_path, quiet=True)
+    for run, (settings, rows) in zip(runs, figures.read_runs([tmp_path])):
+        assert rows == run.log and settings == {k: v for k, v in run.config.columns().items() if k != "p"} | dict(op="x_plus_y mod 11")
+
+
+def test_merged_tables_are_read_like_their_folders(tmp_path):
+    parts = [made(tmp_path / name, (dict(seed=seed), {1: (0, 0), 100: (1, 1)})) / "metrics.csv" for seed, name in enumerate("ab")]
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "metrics.csv").write_text("".join(part.read_text() for part in parts))
+    assert figures.read_runs([tmp_path / "merged"]) == figures.read_runs([part.parent for part in parts])
+
+
+def test_final_accuracies_against_outliers(tmp_path):
+    made(tmp_path, *((dict(outliers=k), {10: (0.5, 0.97), 100: (1.0, 1 - k / 1000)}) for k in (0, 100, 300)))
+    _, last = dict(figures.figures(figures.read_runs([tmp_path])))["against-outliers"].axes
+    assert [(0, 1), (100, 0.9), (300, 0.7)] in drawn(last) and [(0, 1), (100, 1), (300, 1)] in drawn(last)
+    assert last.get_ylabel() == "last accuracy"
+
+
+@pytest.mark.parametrize("change", ["x", "", "nan", "inf"])
+@pytest.mark.parametrize("column", ["lr", "width", "frac", "step", "val_acc"])
+def test_a_wrong_cell_gets_one_line(change, column, tmp_path, capsys):
+    made(tmp_path, ({}, {1: (0, 0), 10: (1, 1)}), ({"seed": 1, column: change} if column in USUAL else {"seed": 1}, {1: (0, 0)}))
+    if column not in USUAL:
+        text = (tmp_path / "metrics.csv").read_text().splitlines()
+        cells = text[-1].split(",")
+        cells[COLUMNS.index(column)] = change
+        (tmp_path / "metrics.csv").write_text("\n".join([*text[:-1], ",".join(cells)]))
+    assert figures.main([str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("figures.py: ") and "damaged" in err and err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("text", [b"", b"a,b\n1,2\n", ",".join(COLUMNS).encode() + b"\nx_div_y,97,0.5,0\n", b"\xff\n,", b"1,2\nstep\n"])
+def test_a_damaged_csv_gets_one_line(text, tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_bytes(text)
+    assert figures.main([str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("figures.py: ") and str(tmp_path) in err and err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "FILE", "FILE/x", 300 * "x", "a\nb", "."])
+def test_a_folder_that_is_none_gets_one_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    for more in [], ["--table"]:
+        assert figures.main([folder, *more]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.startswith("figures.py: ") and err.count("\n") == 1 and os.listdir() == ["FILE"]
+
+
+def test_pictures_lie_beside_the_csv_or_where_asked(tmp_path, capsys):
+    run, elsewhere = tmp_path / "run", tmp_path / "deep" / "pictures"
+    made(run, *((dict(p=31, op="x_plus_y", frac=frac), {1: (0, 0), 10: (1, frac)}) for frac in (0.7, 0.8)))
+    for extra, folder in ([], run), (["--out", str(elsewhere)], elsewhere):
+        assert figures.main([str(run), *extra]) == 0
+        names = ["curves-x_plus_y-mod-31", "against-frac"]
+        assert capsys.readouterr().out.split() == [str(folder / f"{name}.png") for name in names]
+        for name in names:
+            data = (folder / f"{name}.png").read_bytes()
+            height, width, _ = image.imread(folder / f"{name}.png").shape
+            assert data.startswith(b"\x89PNG") and width > 2 * height > 400 and len(data) < 400_000
+    assert {file.name for file in run.iterdir() if file.suffix != ".png"} == {"metrics.csv"}
+
+
+def test_without_matplotlib_one_line_names_the_install(tmp_path, capsys, monkeypatch):
+    made(tmp_path, ({}, {1: (0, 0), 10: (1, 1)}))
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert figures.main([str(tmp_path)]) == 2
+    assert "pip install -r studies/requirements.txt" in capsys.readouterr().err
+
+
+# --- power2022.py ---------------------------------------------------------------------------------
+
+def told(configs, *names):
+    return {tuple(getattr(c, name) for name in names) for c in configs}
+
+
+def test_figures_at_the_paper_s_scale_have_its_settings():
+    runs = {figure: power2022.runs_of(figure, "paper", None) for figure in set(power2022.FOLDERS.values())}
+    model = dict(layers=2, width=128, heads=4, p=97, beta1=0.9, beta2=0.98, eps=1e-8, warmup=10, grad_clip=0.0, init_scale=1.0)
+    for c in itertools.chain(*runs.values()):
+        assert all(getattr(c, name) == value for name, value in model.items())
+    assert told(runs["1-left"], "op", "frac", "weight_decay", "lr", "batch_size", "steps", "until") == {("x_div_y", 0.5, 0, 1e-3, 512, 10**6, 0)}
+    assert told(runs["1-centre"], "op", "weight_decay", "steps", "lr") == {("s5_xy", 1, 5 * 10**5, 1e-3)} and len(told(runs["1-centre"], "seed")) == 7
+    assert told(runs["2-left"], "op", "steps") == {("s5_xy", 10**5)} and len(told(runs["2-left"], "seed")) == 3
+    names = "lr", "batch_size", "weight_decay", "decay_to", "dropout", "weight_noise", "update_noise"
+    assert told(runs["2-left"], *names) == {
+        (1e-3, 512, 0, "origin", 0, 0, 0), (1e-3, 0, 0, "origin", 0, 0, 0), (1e-3, 0, 0, "origin", 0, 0, 1),
+        (1e-3, 512, 0, "origin", 0, 0.01, 0), (1e-3, 512, 0, "origin", 0.1, 0, 0), (1e-3, 512, 1, "origin", 0, 0, 0),
+        (1e-3, 512, 1, "init", 0, 0, 0), (3e-4, 512, 0, "origin", 0, 0, 0), (3e-3, 512, 0, "origin", 0, 0, 0)}
+    assert len(told(runs["2-right"], "op")) == 12 and told(runs["2-right"], "steps", "weight_decay") == {(10**5, 1)}
+    assert {0.95, 0.5} <= {c.frac for c in runs["2-right"]} and len(told(runs["2-right"], "seed")) == 3
+    assert told(runs["3"], "op", "weight_decay") == {("x_plus_y", 1), ("s5_xy", 1)}
+    assert {c.outliers for c in runs["6"]} >= {0, 1000, 3000} and told(runs["6"], "until") == {(0,)}
+
+
+def test_every_figure_has_runs_at_both_scales_and_no_run_twice():
+    for figure, folder in power2022.FOLDERS.items():
+        for scale in "cpu", "paper":
+            configs = power2022.runs_of(folder, scale, 2)
+            assert len({tuple(c.columns().values()) for c in configs}) == len(configs) > 1 and {c.seed for c in configs} == {0, 1}, figure
+
+
+def test_a_stopped_figure_goes_on_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(power2022, "runs_of", lambda *a: Config.grid(**TINY, seed=[0, 1, 2], stack=1))
+    update, left, done = grok.Stack.update, [50], []
+    def count(self, rows):
+        left[0] -= 1
+        if left[0] < 0: raise KeyboardInterrupt
+        done.append((self.runs[0].config.seed, self.step))
+        update(self, rows)
+    monkeypatch.setattr(grok.Stack, "update", count)
+    monkeypatch.setattr(grok.Records, "due", lambda self: True)
+    with pytest.raises(KeyboardInterrupt): power2022.main(["2-right", "--out", str(tmp_path)])
+    left[0] = 10**6
+    assert power2022.main(["2-right", "--out", str(tmp_path)]) == 0
+    assert sorted(set(done)) == [(seed, step) for seed in range(3) for step in range(1, 31)] and len(done) == 90
+    assert (tmp_path / "cpu" / "2-right" / "runs.csv").exists() and power2022.main(["2-right", "--out", str(tmp_path)]) == 0 and len(done) == 90
+
+
+def test_a_dry_run_trains_nothing(tmp_path, capsys):
+    assert power2022.main(["6", "--dry-run", "--out", str(tmp_path / "x"), "--threads", "1"]) == 0
+    assert "6: 12 runs in" in capsys.readouterr().out and not (tmp_path / "x").exists()
+
+
+def test_the_nearest_strands_of_a_circle_and_the_strands_of_8():
+    angle = 2 * np.pi * 5 * np.arange(97) / 97                                # 5 · 39 = 1 mod 97 = 5 · -58
+    (_, eights), (text, nearest) = power2022.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_plus_y")
+    assert text == "z to z + 39, the nearest" and [strand.tolist() for strand in nearest] == [[39 * i % 97 for i in range(98)]]
+    assert [strand.tolist() for strand in eights] == [[8 * i % 97 for i in range(98)]]
+    (_, eights), _ = power2022.families(np.stack([np.cos(angle), np.sin(angle)], 1)[:12], "x_minus_y")
+    assert sorted(map(sorted, map(set, map(np.ndarray.tolist, eights)))) == [[i, i + 4, i + 8] for i in range(4)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_cosets_that_are_clusters_are_found(side):
+    then = lambda x, y: tuple(y[i] for i in x)                                # x first
+    group, g = {tuple(range(5))}, (1, 0, 4, 2, 3)
+    inverse = tuple(g.index(i) for i in range(5))
+    while len(group) != len(group := group | {then(x, y) for x in group | {(3, 4, 2, 0, 1), (0, 2, 1, 4, 3)}
+                                              for y in group | {(3, 4, 2, 0, 1)}}):
+        pass
+    assert len(group) == 10
+    group = {then(then(inverse, h), g) for h in group}                        # a conjugate
+    cosets = {frozenset(PERMS.index(then(x, h) if side == "left" else then(h, x)) for h in group) for x in PERMS}
+    assert len(cosets) == 12
+    rows, random = np.empty((120, 16)), np.random.default_rng(0)
+    for coset in cosets:
+        rows[list(coset)] = random.normal(size=16) + 0.01 * random.normal(size=(10, 16))
+    for text, found in power2022.families(rows, "s5_xyx"):
+        assert {frozenset(map(int, coset)) for coset in found} == cosets
+        assert "cosets of D5" in text and ": 100% of the variance between them, 9% by chance" in text
+    within, chance, _ = power2022.cosets(random.normal(size=(120, 128)), [[3, 4, 2, 0, 1], [0, 2, 1, 4, 3]])
+    assert chance - 0.03 < within < chance == pytest.approx(108 / 119)       # no clusters; the best of twelve tries
+    sizes = {name: len(power2022.cosets(rows, generators)[2]) for name, generators in power2022.SUBGROUPS.items()}
+    assert sizes == dict(D5=12, A4=10, S4=5, A5=2, S3=20)
+
+
+def test_sharpness_of_a_quadratic_is_that_of_a_corner_of_the_box():
+    random = np.random.default_rng(0)
+    w, curvature = (torch.from_numpy(random.normal(size=8) * 3) for _ in range(2))
+    box = 0.05 * (w.abs() + 1)
+    f = lambda v: 0.7 + (curvature.square() * (v - w).square()).sum()           # w is its minimum
+    highest = (curvature * box).square().sum().item()
+    assert power2022.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * highest / 1.7, rel=1e-9)
+    f = lambda v: 2 + (curvature * (v - w)).sum() - 0.1 * (v - w).square().sum()  # its maximum is not in the box
+    corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=8)), dtype=torch.float64)
+    highest = max(f(w + corner * box).item() for corner in corners)
+    assert power2022.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * (highest - 2) / 3, rel=1e-9)
+    f = lambda v: 2 - (v - w - box / 3).square().sum()                           # its maximum is inside, a third out
+    assert power2022.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * (2 - f(w).item()) / (1 + f(w).item()), rel=0.02)
+    assert power2022.sharpness(lambda v: (v * 0).sum(), w) == 0
+
+
+def test_sharpness_of_a_run_is_that_of_its_training_loss(tmp_path, monkeypatch):
+    run, = grok.train(Config(**TINY, outliers=5), quiet=True)
+    tiny, wide = (power2022.run_sharpness(run, epsilon=epsilon) for epsilon in (1e-9, 1e-2))
+    assert 0 <= tiny < 1e-3 < wide
+    seen = []
+    monkeypatch.setattr(power2022, "sharpness", lambda loss, w, epsilon: seen.append(loss(w).item()))
+    power2022.run_sharpness(run)
+    assert seen[0] == pytest.approx(run.log[-1]["train_loss"], abs=1e-5)
+
+
+def test_the_map_joins_the_points_it_shows_and_the_rank_correlation_knows_order_alone(monkeypatch):
+    runs = grok.train(Config.grid(**TINY | dict(p=23, steps=5), seed=[0, 1, 2, 3]), quiet=True)
+    for axes in power2022.output_map(runs[0]).axes:
+        points = axes.lines[0].get_xydata()
+        step = int(axes.get_title().split("z + ")[1].split(",")[0])
+        assert np.allclose(drawn(axes)[1], points[[step * i % 23 for i in range(24)]])
+    points = [(1, 1), (2, 3), (3, 2), (4, 4)]                                     # 1 - 6 · 2 / (4³ - 4) = 0.8
+    for run, (_, accuracy) in zip(runs, points):
+        run.log[-1]["val_acc"] = accuracy
+    monkeypatch.setattr(power2022, "run_sharpness", lambda run: points[run.config.seed][0])
+    figure = power2022.sharpness_map(runs)
+    assert drawn(figure.axes[0]) == [points] and "ρ = 0.800" in figure.axes[0].get_title()
+
+
+# --- grokfast.py ----------------------------------------------------------------------------------
+
+def test_grokfast_by_hand_for_three_steps():
+    """h starts at the first gradient, then h = α h + (1 - α) g; the gradient becomes g + λ h (the authors' code)."""
+    configs = grokfast.Config.grid(**TINY, grokfast=[0.0, 2.0], grokfast_alpha=0.9, beta1=0.0)
+    stack, given, seen = grokfast.Grokfast([grok.Run(c, "") for c in configs]), [1.0, 2.0, -1.0], []
+    plain = grok.Stack.gradient
+    try:
+        grok.Stack.gradient = lambda self, rows: torch.full_like(self.W, given[self.step - 1])
+        for t in range(1, 4):
+            stack.advance(t)
+            seen.append(stack.m[:, 0].tolist())  # with beta1 = 0, m is the gradient
+    finally:
+        grok.Stack.gradient = plain
+    assert np.allclose(seen, [[1, 3], [2, 4.2], [-1, 0.78]])  # h: 1, 0.9 + 0.2 = 1.1, 0.99 - 0.1 = 0.89
+
+
+def test_grokfast_off_is_plain_training_and_on_it_resumes_exactly(tmp_path, monkeypatch):
+    configs = grokfast.Config.grid(**TINY, grokfast=[0.0, 2.0], seed=[0, 1])
+    whole = grok.train(configs, quiet=True, method=grokfast.Grokfast)
+    for run, plain in zip(whole, grok.train(Config.grid(**TINY, seed=[0, 1]), quiet=True, stack=4)):
+        assert run.log[-1]["val_loss"] == pytest.approx(plain.log[-1]["val_loss"], abs=1e-3)
+    measure, left = grokfast.Grokfast.measure, [4]
+    def cut(self):
+        left[0] -= 1
+        return measure(self) if left[0] else 1 / 0
+    monkeypatch.setattr(grokfast.Grokfast, "measure", cut, raising=False)
+    monkeypatch.setattr(grok.Records, "due", lambda self: True)
+    with pytest.raises(ZeroDivisionError): grok.train(configs, quiet=True, method=grokfast.Grokfast, out=tmp_path)
+    left[0] = 100
+    for one, other in zip(whole, grok.train(configs, quiet=True, method=grokfast.Grokfast, out=tmp_path)):
+        assert [{**row, "seconds": 0} for row in one.log] == [{**row, "seconds": 0} for row in other.log]
+        assert torch.equal(one.state["slow"], other.state["slow"])
