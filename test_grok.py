@@ -5,15 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import grok  # before torch, as its users do
-import hypothesis
+from grok import Config, UsageError
+import hypothesis, pytest, torch
 import hypothesis.strategies as st
 import numpy as np
-import pytest
-import torch
 import torch.nn.functional as F
 from torch import nn
-
-from grok import Config, UsageError
 
 HERE = Path(__file__).parent
 TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, steps=30, batch_size=16, eval_every=10, device="cpu",
