@@ -21,14 +21,14 @@ fixed sinusoidal positions, an untied head, decay on every parameter, S5 compose
 
 Shapes: R runs, B batch, T positions, D width, H heads, N equations, V vocabulary, P parameters.
 """
-import argparse, contextlib, datetime, io, itertools, json, math, os, shlex, shutil, signal, sys
-import time, zipfile
+import os, signal
+if __name__ == "__main__":  # Ctrl-C during the other imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+import argparse, contextlib, datetime, io, itertools, json, math, shlex, shutil, sys, time, zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 # OpenMP's threads spin while they wait; beside other work that starves those they wait for. A short
 # spin costs an idle machine nothing. It is read when torch is loaded; a choice of the user's wins.
 if spin := not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
