@@ -32,7 +32,7 @@ from typing import Callable, NamedTuple
 # OpenMP's threads spin while they wait; beside other work that starves those they wait for. A short
 # spin costs an idle machine nothing. It is read when torch is loaded; a choice of the user's wins.
 if spin := not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ["GOMP_SPINCOUNT"] = "2000"
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -165,7 +165,7 @@ class Config:
         return Transformer(n, self.layers, self.width, self.heads, self.position_scale)
 
 FAST = dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, batch_size=768,
-            lr=7e-3, warmup=50, steps=5000, eval_every=20)  # --recipe fast: Config(**FAST)
+            lr=6e-3, warmup=50, grad_clip=0.1, steps=5000, eval_every=20)  # Config(**FAST)
 PURPOSES = "split", "outliers", "init", "batches", "noise"
 LEADING = "op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers"
 
