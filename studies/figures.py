@@ -23,11 +23,9 @@ import numpy as np
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe and Ito's
 ACCURACIES = "train_acc", "val_acc"
 
-
 def refuse(wrong, problem):
     if wrong:
         raise grok.UsageError(" ".join(str(problem).split()))
-
 
 # --- What the folders hold ------------------------------------------------------------------------
 
@@ -37,7 +35,6 @@ def number(text):
     if not math.isfinite(value):
         raise ValueError(text)
     return int(text) if text.lstrip("-").isdecimal() else value
-
 
 def cell(name, text):
     """A setting as a number or, where it is none, a word. Raises ValueError."""
@@ -49,10 +46,8 @@ def cell(name, text):
             raise
         return text
 
-
 def usual_settings():
     return grok.Config().columns()
-
 
 def read_table(file):
     """The runs of one metrics.csv, or of several in one: [(settings, rows)], two kinds of dicts."""
@@ -67,7 +62,6 @@ def read_table(file):
                    for k, v in pairs[step:seconds + 1]}
             runs.setdefault(tuple(settings.items()), (settings, []))[1].append(row)
     return list(runs.values())
-
 
 def read_runs(paths):
     """The runs recorded in and below some folders, with the same settings. Raises UsageError."""
@@ -91,19 +85,15 @@ def read_runs(paths):
         longest[key] = max(longest.get(key, run), run, key=lambda run: run[1][-1]["step"])
     return list(longest.values())
 
-
 def reached(rows, column="val_acc"):
     """The first evaluated update with 99 % accuracy; infinity if there is none."""
     return next((row["step"] for row in rows if row[column] >= 0.99), math.inf)
 
-
 def best(rows, column="val_acc"):
     return max(row[column] for row in rows)
 
-
 def last(rows, column="val_acc"):
     return rows[-1][column]
-
 
 def grouped(runs, *apart):
     """The runs by their settings, but for seed and `apart`: (title, groups), what is common to them
@@ -132,7 +122,6 @@ def grouped(runs, *apart):
         groups.setdefault(said(settings, told(settings)) or "baseline", []).append((settings, rows))
     return title, {f"{label} ({len(group)})": group for label, group in groups.items()}
 
-
 def swept(runs):
     """The numeric settings worth an axis: three values or more; of fraction and outliers, two."""
     values = {name: {settings[name] for settings, _ in runs} for name in runs[0][0]}
@@ -140,13 +129,11 @@ def swept(runs):
             and len(several) > 1 + (name not in ("frac", "outliers"))
             and not any(isinstance(value, str) for value in several)]
 
-
 # --- Pictures -------------------------------------------------------------------------------------
 
 def look(i):
     """Colour and marker of group number i."""
     return COLOURS[i % len(COLOURS)], "os^Dvp*"[i // len(COLOURS) % 7]
-
 
 def canvas(title, groups=(), height=3.8):
     """A matplotlib Figure and its two axes, with a legend of the groups below if several."""
@@ -164,7 +151,6 @@ def canvas(title, groups=(), height=3.8):
         figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure, axes
 
-
 def band(group, column):
     """Median, least and greatest value of a column over the runs of a group, as arrays, at every
     update at which one was evaluated: (steps, median, low, high). A run that has ended keeps its
@@ -174,7 +160,6 @@ def band(group, column):
         known = np.searchsorted([row["step"] for row in rows], steps, side="right") - 1
         values.append(np.array([row[column] for row in rows])[known.clip(0)])
     return np.array(steps), np.median(values, 0), np.min(values, 0), np.max(values, 0)
-
 
 def curves(runs):
     """Accuracy and loss over updates: each group of runs by its median over seeds and its range."""
@@ -192,7 +177,6 @@ def curves(runs):
     axes[1].set_yscale("log")
     return figure
 
-
 def medians(each, value):
     """Median, least and greatest value(rows) at each place of runs [(place, rows)]: arrays (place,
     median, low, high). What is infinite is left out."""
@@ -203,12 +187,10 @@ def medians(each, value):
             points.append((place, median, min(values), max(v for v in values if v < math.inf)))
     return np.array(points, dtype=float).reshape(-1, 4).T
 
-
 def growth(fracs, updates):
     """How much more updates each 1 % of the table less costs, between neighbouring fractions: 0.45
     is 45 % more."""
     return (np.array(updates[:-1]) / updates[1:]) ** (0.01 / np.diff(fracs)) - 1
-
 
 def against(runs, setting=None):
     """Updates to 99 % and accuracy against a numeric setting or, without one, for each group of
@@ -235,7 +217,6 @@ def against(runs, setting=None):
         axes[0].set_xlabel("fraction of the table in training (+n %: updates per 1 % less)")
     return figure
 
-
 def draw_line(axes, each, looks, accuracy, across):
     """One line of `against`, of runs [(place, rows)]; `across`: places are on the y axis."""
     colour, marker = looks
@@ -259,7 +240,6 @@ def draw_line(axes, each, looks, accuracy, across):
             points = medians(each, lambda rows: value(rows, column))
             mark(a, marker + line * (not across), points, mfc=fill, ms=4.5)
 
-
 def label_axes(axes, groups, setting, which):
     from matplotlib.ticker import EngFormatter, LogLocator
     value = "y" if setting else "x"
@@ -276,7 +256,6 @@ def label_axes(axes, groups, setting, which):
             a.set_yticks(range(len(groups)), names, fontsize=7)
             a.invert_yaxis()
 
-
 def figures(runs):
     """The pictures that apply to some runs: yields (name, matplotlib Figure)."""
     for op in dict.fromkeys(settings["op"] for settings, _ in runs):
@@ -284,12 +263,10 @@ def figures(runs):
     for name in swept(runs) or [None] * (len(grouped(runs)[1]) > 1):
         yield f"against-{name}" if name else "compare", against(runs, name)
 
-
 # --- Tables ---------------------------------------------------------------------------------------
 
 MEASURES = {"99 % of training": lambda rows: reached(rows, "train_acc"),
             "99 % of validation": reached, "best accuracy": best, "last accuracy": last}
-
 
 def spread(values):
     """Median (least–greatest) as text; updates as whole numbers, `never` for infinity."""
@@ -297,7 +274,6 @@ def spread(values):
         return "never" if value == math.inf else f"{value:,.0f}" if value > 1 else f"{value:.3f}"
     low, high = said(min(values)), said(max(values))
     return said(statistics.median_low(values)) + (f" ({low}–{high})" if len(values) > 1 else "")
-
 
 def markdown(runs):
     """A Markdown table: a row for each group of runs that differ in their seed alone."""
@@ -312,7 +288,6 @@ def markdown(runs):
         cells = [spread([value(rows) for rows in each]) for value in MEASURES.values()]
         yield f"| {label.rpartition(' (')[0]} | {len(each)} | {there} | {' | '.join(cells)} |"
 
-
 def rows_of(runs):
     """A row of text for each run: its settings and what came of it; empty where it never did."""
     for settings, rows in runs:
@@ -321,14 +296,12 @@ def rows_of(runs):
                    val_99="" if val == math.inf else val, best_val_acc=best(rows),
                    last_val_acc=last(rows), steps=rows[-1]["step"], seconds=rows[-1]["seconds"])
 
-
 def write_file(path, data):
     """Puts bytes at `path` as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
-
 
 def draw(runs, folder):
     """Writes every picture that applies into `folder`; yields the files."""
@@ -338,14 +311,12 @@ def draw(runs, folder):
         write_file(folder / f"{name}.png", data.getvalue())
         yield folder / f"{name}.png"
 
-
 def write_rows(runs, file):
     rows, text = list(rows_of(runs)), io.StringIO()
     table = csv.DictWriter(text, rows[0], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_file(file, text.getvalue().encode())
-
 
 def main(argv=None):
     cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -371,7 +342,6 @@ def main(argv=None):
               file=sys.stderr)
         return 2
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -28,13 +28,12 @@ ADAM = dict(weight_decay=0.0)  # figure 2 left: what each intervention has inste
 INTERVENTIONS = [dict(), dict(lr=3e-4), dict(lr=3e-3), dict(batch_size=0), dict(weight_noise=0.01),
                  dict(batch_size=0, update_noise=1.0), dict(dropout=0.1), dict(weight_decay=1.0),
                  dict(weight_decay=1.0, decay_to="init")]
-SLOW_FAST = grok.FAST | dict(lr=1e-3, batch_size=512, warmup=10, eval_every=100, steps=10_000)
+SLOW_FAST = grok.FAST | dict(lr=1e-3, batch_size=512, warmup=10, grad_clip=0.0, eval_every=100,
+                             steps=10_000)
 TENTHS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
-
 
 def interventions(seeds, **base):
     return [c for change in INTERVENTIONS for c in Config.grid(**base | ADAM | change, seed=seeds)]
-
 
 def runs_of(figure, scale, seeds):
     """The list of Configs behind a figure; `seeds` is a number, or None for the figure's own."""
@@ -62,10 +61,8 @@ def runs_of(figure, scale, seeds):
     base = {} if paper else grok.FAST | dict(steps=2000)
     return Config.grid(**base, outliers=outliers, until=0.0, seed=few)
 
-
 FOLDERS = {"1-left": "1-left", "1-centre": "1-centre", "2-left": "2-left", "2-right": "2-right",
            "3": "3", "4": "1-left", "6": "6", "7": "2-left"}  # whose runs each figure shows
-
 
 # --- Figure 3: the rows of the output layer, one for each element ---------------------------------
 
@@ -74,19 +71,16 @@ SUBGROUPS = dict(D5=([3, 4, 2, 0, 1], [0, 2, 1, 4, 3]), A4=([1, 2, 0, 3, 4], [1,
                  S4=([1, 2, 3, 0, 4], [1, 0, 2, 3, 4]), A5=([1, 2, 0, 3, 4], [1, 2, 3, 4, 0]),
                  S3=([1, 2, 0, 3, 4], [1, 0, 2, 3, 4]))
 
-
 def strands(n, step):
     """The elements 0 … n-1 along z, z + step, z + 2 · step …, in closed lines."""
     g = math.gcd(n, step)
     return [(i + step * np.arange(n // g + 1)) % n for i in range(g)]
-
 
 def distances(rows):
     """Mean squared distance of row z from row z + k, for k = 1 … n/2, by that of any two."""
     apart = np.array([((rows - np.roll(rows, k, 0)) ** 2).sum(1).mean()
                       for k in range(1, len(rows) // 2 + 1)])
     return apart / apart.mean()
-
 
 def cosets(rows, generators):
     """Of a subgroup of S5, its conjugates, and left or right cosets, those that come nearest to
@@ -103,7 +97,6 @@ def cosets(rows, generators):
     within, members = min(found)
     return within, (120 - len(members)) / 119, members
 
-
 def families(rows, op):
     """What a map joins by lines among output rows (n, D), [(text, lists of elements)]: in S5 and
     for sums, what clustered in the paper's figure 3 and what comes nearest to that here."""
@@ -117,12 +110,10 @@ def families(rows, op):
     steps = (8, "the paper's"), (1 + np.argmin(distances(rows)), "the nearest")
     return [(f"z to z + {step}, {note}", strands(len(rows), step)) for step, note in steps]
 
-
 def output_rows(run):
     """The rows (n, D) of a run's output layer that belong to elements."""
     n, model = run.config.sizes()[0], run.config.model()
     return model.weights(run.state["W"][None])["head"][0, :, :n].T.double().numpy()
-
 
 def output_map(run):
     """The rows of a trained run's output layer in the plane, a matplotlib Figure."""
@@ -144,7 +135,6 @@ def output_map(run):
         a.set_title(text, fontsize=7)
     return figure
 
-
 # --- Figure 7: sharpness --------------------------------------------------------------------------
 
 def sharpness(loss, w, epsilon=1e-3, steps=20):
@@ -164,7 +154,6 @@ def sharpness(loss, w, epsilon=1e-3, steps=20):
         z = (z.detach() + (1 - step / steps) * box * sign).clamp(-box, box)
     return 100 * (highest - at) / (1 + at)
 
-
 def run_sharpness(run, epsilon=1e-3):
     """Sharpness φ, in per cent, of a trained run's loss on its training set."""
     x, y, labels, mask = grok.split(run.config)
@@ -172,7 +161,6 @@ def run_sharpness(run, epsilon=1e-3):
     model = run.config.model()
     return sharpness(lambda w: grok.cross_entropy(model(w[None], x, y), labels).mean(),
                      run.state["W"], epsilon)
-
 
 def sharpness_map(runs):
     """Sharpness against validation accuracy, with Spearman's rank correlation of the two."""
@@ -186,7 +174,6 @@ def sharpness_map(runs):
     a.set(xscale="log", xlabel="sharpness φ (%)", ylabel="validation accuracy")
     a.set_title(f"ε = 0.001, Spearman's ρ = {rho:.3f}, p = {p:.1g}, n = {len(points)}", fontsize=9)
     return figure
-
 
 # --- The command ----------------------------------------------------------------------------------
 
@@ -202,13 +189,11 @@ def estimate(configs):
         seconds += (time.perf_counter() - start) / 5 * stack.config.steps
     return seconds
 
-
 def save(figure, file):
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     file.write_bytes(data.getvalue())
     print(file)
-
 
 def make(figure, folder):
     """Draws a figure from the runs in its folder, and prints its table."""
@@ -222,7 +207,6 @@ def make(figure, folder):
         figures = [sys.executable, Path(__file__).with_name("figures.py"), folder]
         for arguments in [], ["--table"]:
             subprocess.run(figures + arguments, check=True)
-
 
 def main(argv=None):
     cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -250,7 +234,6 @@ def main(argv=None):
         print(f"power2022.py: {error}", file=sys.stderr)
         return 2
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())
