@@ -1,6 +1,6 @@
 """Draws run folders: learning curves, updates to 99 % against a setting, and groups side by side.
 
-    python studies/figures.py DIR [DIR …] [--out DIR]            pictures of what is in and below DIR
+    python studies/figures.py DIR [DIR …] [--out DIR]      pictures of all in and below DIR
     python studies/figures.py DIR [DIR …] [--out DIR] --table    the numbers: Markdown, and runs.csv
 
 A run is told by its settings, the columns of metrics.csv before `step` and after `seconds`; of two

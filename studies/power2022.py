@@ -1,6 +1,6 @@
 """The paper's figures, a command each (Power et al. 2022, arXiv 2201.02177).
 
-    python studies/power2022.py 2-left                  trains what is missing, draws, prints a table
+    python studies/power2022.py 2-left                  trains what is missing, draws, tabulates
     python studies/power2022.py all --scale paper       as in the paper: for a GPU, or for days
     python studies/power2022.py 1-centre --dry-run      how many runs, and about how long
 
@@ -123,7 +123,7 @@ def output_map(run):
     points = TSNE(random_state=0, perplexity=len(rows) / 5).fit_transform(rows)
     found = families(rows, run.config.op)
     figure = Figure((10, 4.8), layout="constrained")
-    figure.suptitle(f"{run.config.op}: t-SNE of the output layer of seed {run.config.seed} at update "
+    figure.suptitle(f"{run.config.op}: t-SNE of the output layer of seed {run.config.seed}, update "
                     f"{run.step:,}, validation accuracy {run.log[-1]['val_acc']:.3f}", fontsize=9)
     for a, (text, joined) in zip(figure.subplots(1, len(found)), found):
         a.plot(*points.T, ".", color="0.5")
