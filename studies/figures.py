@@ -1,7 +1,7 @@
 """Draws run folders: learning curves, updates to 99 % against a setting, and groups side by side.
 
-    python studies/figures.py DIR [DIR …] [--out DIR]      pictures of all in and below DIR
-    python studies/figures.py DIR [DIR …] [--out DIR] --table    the numbers: Markdown, and runs.csv
+    python studies/figures.py DIR [DIR …] [--out DIR]            pictures of all in and below DIR
+    python studies/figures.py DIR [DIR …] [--out DIR] --table    the numbers: Markdown, runs.csv
 
 A run is told by its settings, the columns of metrics.csv before `step` and after `seconds`; of two
 equal runs the longer one counts. A setting that a file has no column for has its default there, or
