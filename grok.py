@@ -190,7 +190,7 @@ def batches(seed, train_rows, size, first, last):
     stream = [rng(seed, "batches", epoch).permutation(train_rows) for epoch in epochs]
     return np.concatenate(stream)[start % n:][:(last - first) * size].reshape(-1, size)
 
-# --- 3. The model: R transformers that read x ∘ y = and name z, with weights W (R, P). ----------
+# --- 3. The model: R transformers that read x ∘ y = and name z, with weights W (R, P). ------------
 def take(table, index):
     """Rows of each run's table (R, M, ...), by number: index (R, B) gives (R, B, ...). The backward
     of F.embedding is deterministic on a CPU and twice as fast as that of table[index]."""
@@ -301,7 +301,7 @@ def cross_entropy(logits, labels):
     """(R, B) of logits (R, B, V), in nats."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
 
-# --- 4. Optimisation. A stack goes batch, forward, backward, update; a study overrides one of them.
+# --- 4. Optimisation. A stack goes batch, forward, backward, update; a study overrides a step. ----
 @torch.no_grad()
 def adamw(W, grad, m, v, t, lr, weight_decay, betas=(0.9, 0.98), eps=1e-8, anchor=None):
     """Update number t (from 1) of torch.optim.AdamW, in place on W and its moments m, v (R, P).
@@ -527,7 +527,7 @@ def train(configs, out=None, quiet=False, method=Stack, **changes):
         records.summary()
     return records.runs
 
-# --- 6. Records. A run folder has config.json, metrics.csv and checkpoint.pt, and survives a kill. 
+# --- 6. Records. A run folder is config.json, metrics.csv, checkpoint.pt, and survives a kill. ----
 def named(configs):
     """The Runs of a command, named by what tells them apart. Raises UsageError."""
     refuse(not configs, "there are no runs")
