@@ -38,7 +38,6 @@ import torch
 import torch.nn.functional as F
 if spin:
     del os.environ["GOMP_SPINCOUNT"]
-
 __version__ = "2.0.0"
 
 class UsageError(ValueError):
@@ -773,6 +772,7 @@ def main(argv=None, config=Config, method=Stack):
     def stop(number, frame):
         raise KeyboardInterrupt(number)
     before = [(n, signal.signal(n, stop)) for n in (signal.SIGINT, signal.SIGTERM)]
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")   # where "▁" is unknown
     cli, given = parser(config), {}
     cli.error = lambda text: refuse(True, text)  # one line, where argparse prints its usage first
     try:

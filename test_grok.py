@@ -939,7 +939,7 @@ def test_where_nobody_reads_the_run_goes_on(tmp_path, shell):
     done = subprocess.run(["bash", "-c", "set -o pipefail; " + shell.format(f"({command})")], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and table(tmp_path / "run")[-1]["step"] == "200"
     for flag in ("--list-ops", "--help")[:1 if "true" not in shell else 2]:
-        done = subprocess.run(["bash", "-c", shell.format(f"{sys.executable} {HERE / 'grok.py'} {flag}")], capture_output=True, text=True)
+        done = subprocess.run(["bash", "-c", shell.format(f"{sys.executable} {HERE / 'grok.py'} {flag}")], capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
         assert done.stderr == ""
 
 def test_training_leaves_the_process_as_it_was(tmp_path):
