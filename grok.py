@@ -28,7 +28,6 @@ import argparse, contextlib, datetime, io, itertools, json, math, shlex, shutil,
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
-
 # OpenMP's threads spin while they wait; beside other work that starves those they wait for. A short
 # spin costs an idle machine nothing. It is read when torch is loaded; a choice of the user's wins.
 if spin := not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
@@ -336,10 +335,11 @@ class Run:
     def restore(self, saved):  # from a checkpoint, if that has the types and shapes it must have
         P, state, step = sum(self.config.model().sizes), saved["state"], saved["step"]
         refuse(any(type(saved[k]) is not type(v) for k, v in vars(self).items() if k != "config")
+               or any(saved["config"].get(k, v) != v for k, v in self.config.columns().items())
                or any(state[name].shape != (P,) for name in Stack.state if step or state)
                or any(t.dtype != torch.float32 for t in state.values()) or step < 0
                or not all(math.isfinite(row["step"] + row["val_acc"]) for row in saved["log"]),
-               f"wrong types or shapes for {self.name}")
+               f"wrong types, shapes or settings of {self.name}")
         vars(self).update(saved, config=self.config)
 
 class Stack:
@@ -641,7 +641,7 @@ class Records:
             start, data = time.monotonic(), io.BytesIO()
             if self.table() != self.text:                    # rows that come again, or were lost
                 self.write("metrics.csv", self.text)
-            runs = [dict(vars(run), config=None) for run in self.runs]
+            runs = [dict(vars(run), config=run.config.columns()) for run in self.runs]
             torch.save(dict(csv=self.text.decode(), runs=runs), data)
             self.write("checkpoint.pt", data.getvalue())
             self.saved = time.monotonic()

@@ -683,7 +683,7 @@ def other(folder):
     damage("metrics.csv", lambda b: b.replace(b"x_plus_y", b"x_mul_yy")),
     damage("config.json", lambda b: b[:40]), damage("config.json", lambda b: b"[1]"), damage("config.json", lambda b: b"\xff\xfe"),
     damage("config.json", lambda b: b.replace(b'"layers"', b'"levels"')), damage("config.json", lambda b: b.replace(b'"p": 11', b'"p": 1')),
-    damage("config.json", lambda b: b.replace(b'"ranks": 1', b'"ranks": "one"')), damage("config.json", lambda b: b"{}"),
+    damage("config.json", lambda b: b.replace(b'"ranks": 1', b'"ranks": "one"')), damage("config.json", lambda b: b.replace(b'"batch_size": 16', b'"batch_size": 17')),
     damage("config.json", lambda b: b.replace(b'"ranks": 1', b'"ranks": 2')),
     damage("config.json", lambda b: b.replace(b'"commands"', b'"orders"')), damage("config.json", lambda b: b'{"runs": 3}'),
     lambda folder: (folder / "config.json").unlink(),])
