@@ -11,9 +11,8 @@ table of a binary operation, memorises it and, much later, suddenly knows the re
     python grok.py --op s5_xy --frac 0.4 0.5 --seed 0 1 2  a grid of runs
     python grok.py --resume runs/DIR                       goes on, to the same bytes
 
-One idea shapes the code: a run is a row. Weights, batches, settings and metrics carry a leading
-axis R of independent runs, so that a sweep is one tensor program, a single run is R = 1, and the
-control of an intervention is a row of the same stack. Records and the command line come last.
+One idea shapes the code: a run is a row. Weights, batches, settings and metrics have a leading axis
+R of runs, a sweep is one tensor program, and the control of an intervention a row of the same one.
 
 Departures from the paper and its released code: the loss is on the answer alone, not on a closing
 token too; warm-up starts at lr/10, not at 0. The rest is theirs: post-norm blocks without biases,
@@ -28,8 +27,7 @@ import argparse, contextlib, datetime, io, itertools, json, math, shlex, shutil,
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
-# OpenMP's threads spin while they wait; beside other work that starves those they wait for. A short
-# spin costs an idle machine nothing. It is read when torch is loaded; a choice of the user's wins.
+# Threads of OpenMP that wait must not spin for long beside other work; a choice of the user's wins.
 if spin := not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "2000"
 import numpy as np
@@ -97,9 +95,9 @@ def equations(op, p=97):
 
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
 def setting(default, help, allowed, shared=False, fixed=True):
-    """A field of Config. `allowed` is an interval such as "(0, 1]", or what holds the choices. Runs
-    that are stacked agree on what is `shared`. What is `fixed` makes a run the run it is: a column
-    of metrics.csv that stays when one goes on with the run."""
+    """A field of Config. `allowed` is an interval such as "(0, 1]", what holds the choices, or None
+    for any text. Runs that are stacked agree on what is `shared`. What is `fixed` makes a run the
+    run it is: a column of metrics.csv that stays when one goes on with the run."""
     marks = dict(help=help, allowed=allowed, shared=shared, fixed=fixed)
     return field(default=default, metadata=marks)
 
@@ -118,7 +116,8 @@ class Config:
     init_scale: float = setting(1.0, "factor on all initial weights but LayerNorm's", "(0, inf)")
     embed_init_scale: float = setting(1.0, "factor on the embedding's, on top", "(0, inf)")
     position_scale: float = setting(1.0, "factor on the fixed positions", "[0, inf)", shared=True)
-    batch_size: int = setting(512, "at most half the training set; 0 = full batch", "[0, inf)")
+    batch_size: int = setting(512, "equations in a batch at most; 0 = full batch", "[0, inf)")
+    batch_frac: float = setting(0.5, "and this part of the training set at most", "(0, 1]")
     lr: float = setting(1e-3, "learning rate after warm-up", "(0, inf)")
     warmup: int = setting(10, "updates of linear warm-up", "[0, inf)", shared=True)
     beta1: float = setting(0.9, "AdamW's decay rate of the gradient's mean", "[0, 1)", shared=True)
@@ -150,8 +149,8 @@ class Config:
         """Numbers of elements, equations, training equations, and equations in a batch."""
         n = OPS[self.op].n or self.p
         N = n * (n - OPS[self.op].y_from)
-        n_train, half = round(self.frac * N), math.ceil(round(self.frac * N) / 2)
-        return n, N, n_train, min(self.batch_size, half) if self.batch_size else n_train
+        n_train = round(self.frac * N)
+        return n, N, n_train, min(self.batch_size, math.ceil(n_train * self.batch_frac)) or n_train
 
     def columns(self):
         """What makes it the run it is, as in metrics.csv, where p is the number of elements."""
@@ -162,8 +161,8 @@ class Config:
         n = self.sizes()[0]
         return Transformer(n, self.layers, self.width, self.heads, self.position_scale)
 
-FAST = dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, batch_size=768,
-            lr=6e-3, warmup=50, grad_clip=0.1, steps=5000, eval_every=20)  # Config(**FAST)
+FAST = dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, warmup=50, lr=6e-3,
+            batch_size=2048, batch_frac=0.2, eps=5e-7, grad_clip=0.01, steps=5000, eval_every=20)
 PURPOSES = "split", "outliers", "init", "batches", "noise"
 LEADING = "op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers"
 
@@ -556,9 +555,9 @@ def load(path, config):
         refuse(True, f"{path}: is no run folder, or damaged: {error!r:.200}")
     return runs, text, about
 
-def read(path, config=Config):
-    """The Runs of a folder with their weights, as its checkpoint left them. Raises UsageError."""
-    return load(path, config)[0]
+def read(path, config=Config, **settings):
+    """The Runs of a folder that have these settings, with their weights. Raises UsageError."""
+    return [run for run in load(path, config)[0] if settings.items() <= vars(run.config).items()]
 
 def say(text, end="\n"):
     try:
@@ -627,8 +626,8 @@ class Records:
         if self.path:
             settings = run.config.columns()
             row = {name: settings.pop(name) for name in LEADING.split()} | metrics | settings
-            lines = [row.values()] if self.text else [row, row.values()]
-            data = "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
+            head, line = (",".join(map(str, part)).encode() + b"\n" for part in (row, row.values()))
+            data = line if head in self.text else head + line    # anew if a study has more columns
             self.text += data
             with open(self.path / "metrics.csv", "ab") as file:
                 file.write(data)
@@ -682,7 +681,8 @@ def checked(f, given):
     """`given` as a value of the field `f`, in its type. Raises UsageError."""
     allowed, said = f.metadata["allowed"], f"{flag(f.name)} {str(given)[:60]}: must be"
     if f.type is str:
-        refuse(str(given) not in allowed, f"{said} one of {', '.join(allowed)}")
+        refuse(allowed and str(given) not in allowed, f"{said} one of {', '.join(allowed or '')}")
+        refuse("," in str(given), f"{said} without a comma, for metrics.csv")
         return str(given)
     low, high = map(float, allowed[1:-1].split(","))
     with contextlib.suppress(TypeError, ValueError, OverflowError):

@@ -144,7 +144,7 @@ def test_no_run_comes_twice():
 def test_the_defaults_are_the_paper_s_and_the_fast_recipe_differs_from_them(capsys):
     c = Config()
     assert (c.op, c.p, c.layers, c.width, c.heads, c.lr, c.weight_decay, c.beta1, c.beta2, c.eps, c.warmup, c.batch_size,
-            c.steps) == ("x_div_y", 97, 2, 128, 4, 1e-3, 1.0, 0.9, 0.98, 1e-8, 10, 512, 100_000)
+            c.batch_frac, c.steps) == ("x_div_y", 97, 2, 128, 4, 1e-3, 1.0, 0.9, 0.98, 1e-8, 10, 512, 0.5, 100_000)
     assert not any((c.dropout, c.weight_noise, c.update_noise, c.grad_clip, c.outliers)) and c.decay_to == "origin"
     fast = Config(**grok.FAST)
     assert fast.layers == 1 and replace(fast, **{name: getattr(c, name) for name in grok.FAST}) == c
@@ -182,9 +182,9 @@ def test_batches_are_full_and_cut_an_endless_stream_of_epochs():
     assert np.array_equal(np.concatenate(parts).ravel(), stream)
     assert not np.array_equal(grok.batches(1, rows, 4, 0, 25).ravel(), stream)
 
-@pytest.mark.parametrize("batch_size, frac, expected", [(512, 0.5, 30), (16, 0.5, 16), (0, 0.5, 60), (512, 0.11, 7)])
-def test_batch_size_is_at_most_half_the_training_set_rounded_up(batch_size, frac, expected):
-    assert settings(batch_size=batch_size, frac=frac).sizes() == (11, 121, round(frac * 121), expected)
+@pytest.mark.parametrize("size, part, frac, expected", [(512, 0.5, 0.5, 30), (16, 0.5, 0.5, 16), (0, 0.5, 0.5, 60), (512, 0.5, 0.11, 7), (512, 0.2, 0.5, 12)])
+def test_a_batch_is_at_most_a_part_of_the_training_set_rounded_up(size, part, frac, expected):
+    assert settings(batch_size=size, batch_frac=part, frac=frac).sizes() == (11, 121, round(frac * 121), expected)
 
 # --- model ----------------------------------------------------------------------------------------
 class Reference(nn.Module):
@@ -419,7 +419,7 @@ def test_every_switch_changes_the_trajectory_and_is_off_by_default(monkeypatch):
     baseline = rows(train())
     switches = dict(dropout=0.1, weight_noise=0.01, update_noise=1.0, weight_decay=0.5, lr=2e-3, warmup=0, init_scale=2.0,
                     embed_init_scale=2.0, position_scale=2.0, decay_to="init", beta1=0.8, beta2=0.9, eps=1e-3, batch_size=0,
-                    outliers=5, seed=1, frac=0.6, grad_clip=0.01)
+                    outliers=5, seed=1, frac=0.6, grad_clip=0.01, batch_frac=0.2)
     assert set(switches) | {"op", "p", "layers", "width", "heads", "eval_every"} == set(settings().columns())
     for name, value in switches.items():
         assert [r["val_loss"] for r in rows(train(**{name: value}))] != [r["val_loss"] for r in baseline], name

@@ -289,11 +289,16 @@ def markdown(runs):
         yield f"| {label.rpartition(' (')[0]} | {len(each)} | {there} | {' | '.join(cells)} |"
 
 def rows_of(runs):
-    """A row of text for each run: its settings and what came of it; empty where it never did."""
+    """A row of text for each run: its settings and what came of it; empty where it never did.
+    then_val_acc is the validation accuracy when training reaches 99 %, low_val_acc the lowest more
+    than 200 updates after validation did."""
     for settings, rows in runs:
         train, val = (reached(rows, column) for column in ACCURACIES)
+        then = [row["val_acc"] for row in rows if row["step"] == train]
+        after = [row["val_acc"] for row in rows if row["step"] > val + 200]
         yield dict(settings, train_99="" if train == math.inf else train,
-                   val_99="" if val == math.inf else val, best_val_acc=best(rows),
+                   val_99="" if val == math.inf else val, then_val_acc=min(then, default=""),
+                   best_val_acc=best(rows), low_val_acc=min(after, default=""),
                    last_val_acc=last(rows), steps=rows[-1]["step"], seconds=rows[-1]["seconds"])
 
 def write_file(path, data):

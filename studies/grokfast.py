@@ -12,7 +12,7 @@ import grok
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    grokfast: float = grok.setting(2.0, "factor on the slow gradient; 0 is the control", "[0, inf)")
+    grokfast: float = grok.setting(0.0, "factor on the slow gradient; 0 is the control", "[0, inf)")
     grokfast_alpha: float = grok.setting(0.98, "decay rate of the slow gradient", "[0, 1)")
 
 class Grokfast(grok.Stack):

@@ -28,8 +28,8 @@ ADAM = dict(weight_decay=0.0)  # figure 2 left: what each intervention has inste
 INTERVENTIONS = [dict(), dict(lr=3e-4), dict(lr=3e-3), dict(batch_size=0), dict(weight_noise=0.01),
                  dict(batch_size=0, update_noise=1.0), dict(dropout=0.1), dict(weight_decay=1.0),
                  dict(weight_decay=1.0, decay_to="init")]
-SLOW_FAST = grok.FAST | dict(lr=1e-3, batch_size=512, warmup=10, grad_clip=0.0, eval_every=100,
-                             steps=10_000)
+SLOW_FAST = grok.FAST | dict(lr=1e-3, batch_size=512, batch_frac=0.5, warmup=10, eps=1e-8,
+                             grad_clip=0.0, eval_every=100, steps=10_000)
 TENTHS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
 def interventions(seeds, **base):

@@ -7,11 +7,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import grok
 import figures
-import grokfast
 import matplotlib.image as image
 import numpy as np
 import power2022
 import pytest
+import tables
 import torch
 
 from grok import Config
@@ -158,9 +158,10 @@ def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsy
     assert "| lr 0.002 | 1 | 1 | 100 | 400 | 0.995 | 0.700 |" in said
     with open(tmp_path / "runs.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(r["lr"], r["seed"], r["train_99"], r["val_99"], r["best_val_acc"], r["last_val_acc"], r["steps"]) for r in rows] == [
-        ("0.001", "0", "100", "1000", "0.99", "0.7", "9000"), ("0.001", "1", "100", "3000", "1.0", "0.7", "9000"),
-        ("0.001", "2", "100", "", "0.98", "0.7", "9000"), ("0.002", "0", "100", "400", "0.995", "0.7", "9000")]
+    names = "lr", "seed", "train_99", "val_99", "then_val_acc", "best_val_acc", "low_val_acc", "last_val_acc", "steps"
+    assert [tuple(map(row.get, names)) for row in rows] == [
+        ("0.001", "0", "100", "1000", "0.5", "0.99", "0.7", "0.7", "9000"), ("0.001", "1", "100", "3000", "0.5", "1.0", "0.7", "0.7", "9000"),
+        ("0.001", "2", "100", "", "0.5", "0.98", "", "0.7", "9000"), ("0.002", "0", "100", "400", "0.5", "0.995", "0.7", "0.7", "9000")]
 
 
 def test_what_grok_writes_is_what_is_read(tmp_path):
@@ -366,36 +367,25 @@ def test_the_map_joins_the_points_it_shows_and_the_rank_correlation_knows_order_
     assert drawn(figure.axes[0]) == [points] and "ρ = 0.800" in figure.axes[0].get_title()
 
 
-# --- grokfast.py ----------------------------------------------------------------------------------
+# --- tables.py ------------------------------------------------------------------------------------
 
-def test_grokfast_by_hand_for_three_steps():
-    """h starts at the first gradient, then h = α h + (1 - α) g; the gradient becomes g + λ h (the authors' code)."""
-    configs = grokfast.Config.grid(**TINY, grokfast=[0.0, 2.0], grokfast_alpha=0.9, beta1=0.0)
-    stack, given, seen = grokfast.Grokfast([grok.Run(c, "") for c in configs]), [1.0, 2.0, -1.0], []
-    plain = grok.Stack.gradient
-    try:
-        grok.Stack.gradient = lambda self, rows: torch.full_like(self.W, given[self.step - 1])
-        for t in range(1, 4):
-            stack.advance(t)
-            seen.append(stack.m[:, 0].tolist())  # with beta1 = 0, m is the gradient
-    finally:
-        grok.Stack.gradient = plain
-    assert np.allclose(seen, [[1, 3], [2, 4.2], [-1, 0.78]])  # h: 1, 0.9 + 0.2 = 1.1, 0.99 - 0.1 = 0.89
+def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, monkeypatch):
+    rows = ["op,lr,speed,seed,val_99,best_val_acc", "a,0.1,0,1,100,0.99", "a,0.1,0,2,300,0.99", "a,0.01,0,1,,0.5", "a,0.01,0,2,,0.25",
+            "a,0.1,10,1,50,0.99", "a,0.1,10,2,,0.75", "a,0.01,10,2,90,1.0", "a,0.01,10,1,40,1.0", "b,0.1,2,1,7,1.0"]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "made.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr(tables, "STUDIES", tmp_path)
+    assert list(tables.cells("made.csv", "op=a speed lr?", "n reached val_99 /speed=0")) == [
+        ["speed", "lr", "n", "reached 99 %", "99 % of validation", "by that of speed=0"],
+        ["0", "0.1", "2", "2 of 2", "200 (100–300)", "1"], ["10", "0.01", "2", "2 of 2", "65 (40–90)", "0.350 (0.300–0.400)"]]
+    assert list(tables.cells("made.csv", "op=a speed=10 lr", "val_99 best_val_acc"))[1:] == [
+        ["0.01", "65 (40–90)", "1"], ["0.1", "never (50–never)", "0.870 (0.750–0.990)"]]
+    text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
+    assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n\ny"
+    inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
+    assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
 
 
-def test_grokfast_off_is_plain_training_and_on_it_resumes_exactly(tmp_path, monkeypatch):
-    configs = grokfast.Config.grid(**TINY, grokfast=[0.0, 2.0], seed=[0, 1])
-    whole = grok.train(configs, quiet=True, method=grokfast.Grokfast)
-    for run, plain in zip(whole, grok.train(Config.grid(**TINY, seed=[0, 1]), quiet=True, stack=4)):
-        assert run.log[-1]["val_loss"] == pytest.approx(plain.log[-1]["val_loss"], abs=1e-3)
-    measure, left = grokfast.Grokfast.measure, [4]
-    def cut(self):
-        left[0] -= 1
-        return measure(self) if left[0] else 1 / 0
-    monkeypatch.setattr(grokfast.Grokfast, "measure", cut, raising=False)
-    monkeypatch.setattr(grok.Records, "due", lambda self: True)
-    with pytest.raises(ZeroDivisionError): grok.train(configs, quiet=True, method=grokfast.Grokfast, out=tmp_path)
-    left[0] = 100
-    for one, other in zip(whole, grok.train(configs, quiet=True, method=grokfast.Grokfast, out=tmp_path)):
-        assert [{**row, "seconds": 0} for row in one.log] == [{**row, "seconds": 0} for row in other.log]
-        assert torch.equal(one.state["slow"], other.state["slow"])
+def test_the_readmes_say_what_the_results_say():
+    texts = [readme.read_text() for readme in tables.READMES]
+    assert [tables.computed(text) for text in texts] == texts and all("<!-- " in text for text in texts)

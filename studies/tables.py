@@ -1,0 +1,111 @@
+"""Computes the tables of both READMEs from studies/results and puts them where they belong.
+
+    python studies/tables.py
+
+A table follows a line <!-- FILE: BY: WHAT -->, and <!-- FILE: BY: WHAT -->text<!-- --> are the
+numbers of one group within a sentence. FILE has a row for each run, as `figures.py --table` writes
+it. BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_xy` leaves out all
+other runs, and `lr?` keeps, of the groups that differ in it, the one that first reaches 99 % of
+validation accuracy. WHAT is said of a group: `n`, its number of runs; `reached`, how many reached
+99 %; of a column, its median and range (updates that are not there are "never"); and by `/lr=1`
+updates to 99 % by those of the control with lr 1, run by run: equal in seed and the rest of BY.
+"""
+import csv
+import math
+import re
+import statistics
+from pathlib import Path
+
+STUDIES = Path(__file__).parent
+READMES = STUDIES.parent / "README.md", STUDIES / "README.md"
+MARKER = r"(<!-- ([\w-]+\.csv): (.*?): (.*?) -->)"
+TITLES = dict(train_99="99 % of training", val_99="99 % of validation", reached="reached 99 %",
+              then_val_acc="validation then", low_val_acc="lowest later", frac="of the table",
+              best_val_acc="best accuracy", last_val_acc="last accuracy", seconds="seconds a run")
+
+def said(value):
+    if value == math.inf:
+        return "never"
+    return f"{value:,.0f}" if value == int(value) or value >= 10 else f"{value:.3f}"
+
+def spread(values):
+    """Median (least–greatest) as text."""
+    if not values:
+        return "–"
+    low, high = said(min(values)), said(max(values))
+    return said(statistics.median(values)) + f" ({low}–{high})" * (low != high)
+
+def values(runs, name):
+    return [float(run[name] or "inf") for run in runs if run[name] or name.endswith("_99")]
+
+def order(run, names):  # numbers by size
+    return [(0, float(run[n]), "") if re.fullmatch(r"[\d.e-]*\d", run[n]) else (1, 0, run[n])
+            for n in names]
+
+def groups(runs, by):
+    """(names, free, lists of runs): what BY says of the rows of a file."""
+    names, free = [], []
+    for word in by.split():
+        name, _, value = word.rstrip("?").partition("=")
+        if value:
+            runs = [run for run in runs if run[name] == value]
+        else:
+            names.append(name)
+            free += [name] * word.endswith("?")
+    told, first = {}, {}
+    for run in sorted(runs, key=lambda run: order(run, names)):
+        told.setdefault(tuple(run[name] for name in names), []).append(run)
+    for group in told.values():
+        rest = tuple(group[0][name] for name in names if name not in free)
+        rank = [statistics.median(values(group, "val_99")),
+                -statistics.median(values(group, "best_val_acc"))]
+        if rest not in first or rank < first[rest][0]:
+            first[rest] = rank, group
+    return names, free, [group for _, group in first.values()]
+
+def ratios(group, names, free, control, found):
+    """Updates to 99 % of each run of a group by those of its control; the setting is `control`."""
+    setting, value = control.split("=")
+    same = [name for name in names if name not in free and name != setting]
+    other, = (g for g in found if g[0][setting] == value
+              and all(g[0][name] == group[0][name] for name in same))
+    mine, theirs = ({run["seed"]: v for run, v in zip(runs, values(runs, "val_99"))}
+                    for runs in (group, other))
+    return [mine[seed] / theirs[seed] for seed in mine if theirs[seed] < math.inf]
+
+def cells(file, by, what):
+    """The table as lists of text: the titles, then a row for each group."""
+    with open(STUDIES / "results" / file, newline="") as opened:
+        names, free, found = groups(list(csv.DictReader(opened)), by)
+    what = what.split()
+    yield [TITLES.get(w, f"by that of {w[1:]}" if w[0] == "/" else w) for w in [*names, *what]]
+    for group in found:
+        row = [group[0][name] for name in names]
+        for w in what:
+            if w == "n":
+                row.append(str(len(group)))
+            elif w == "reached":
+                row.append(f"{sum(v < math.inf for v in values(group, 'val_99'))} of {len(group)}")
+            elif w[0] == "/":
+                by_that = ratios(group, names, free, w[1:], found)
+                row.append(spread(by_that) if by_that else "control never")
+            else:
+                row.append(spread(values(group, w)))
+        yield row
+
+def table(match):
+    head, *rows = (f"| {' | '.join(row)} |\n" for row in cells(*match.groups()[1:4]))
+    return f"{match[1]}\n{head}{'|---' * (head.count('|') - 1)}|\n{''.join(rows)}"
+
+def sentence(match):
+    _, row = cells(*match.groups()[1:4])
+    return f"{match[1]}{', '.join(row)}<!-- -->"
+
+def computed(text):
+    """A README with its numbers computed anew."""
+    text = re.sub(f"^{MARKER}\n(?:\\|.*\n)*", table, text, flags=re.M)
+    return re.sub(f"{MARKER}[^\n]*?<!-- -->", sentence, text)
+
+if __name__ == "__main__":
+    for readme in READMES:
+        readme.write_text(computed(readme.read_text()))
