@@ -9,14 +9,14 @@ table of a binary operation, memorises it and, much later, suddenly knows the re
     python grok.py --op x_div_y --frac 0.5                 the paper's recipe: minutes on two cores
     python grok.py --recipe fast --expect 0.99             the same jump in seconds, as a CI gate
     python grok.py --op s5_xy --frac 0.4 0.5 --seed 0 1 2  a grid of runs
-    python grok.py --resume runs/DIR                       goes on, to the same bytes
+    python grok.py --resume runs/DIR                       goes on, to the same metrics
 
 One idea shapes the code: a run is a row. Weights, batches, settings and metrics have a leading axis
-R of runs, a sweep is one tensor program, and the control of an intervention a row of the same one.
+R of runs: a stack of runs is one tensor program, and a control is a row like any other.
 
-Departures from the paper and its released code: the loss is on the answer alone, not on a closing
-token too; warm-up starts at lr/10, not at 0. The rest is theirs: post-norm blocks without biases,
-fixed sinusoidal positions, an untied head, decay on every parameter, S5 composed x first.
+Departures from the paper or its released code: the loss is on the answer alone, batches are always
+full, warm-up starts at lr/10, update noise is not scaled by Adam. Theirs are post-norm blocks, no
+biases in linear maps, fixed sinusoidal positions, an untied head, decay on every parameter.
 
 Shapes: R runs, B batch, T positions, D width, H heads, N equations, V vocabulary, P parameters.
 """
@@ -54,7 +54,7 @@ class Op(NamedTuple):  # function(x, y, p) maps int64 arrays of elements 0 … n
 
 # S5: the permutations in lexicographic order; S5[x, y] is x first, then y: (x·y)[i] = y[x[i]]
 PERMUTATIONS = np.array(list(itertools.permutations(range(5))))  # (120, 5)
-DIGITS = 5 ** np.arange(4, -1, -1)  # read as numbers in base 5 the permutations ascend
+DIGITS = 5 ** np.arange(4, -1, -1)  # in base 5 the permutations ascend; P[:, P][y, x] is y[x]
 S5 = np.searchsorted(PERMUTATIONS @ DIGITS, PERMUTATIONS[:, PERMUTATIONS] @ DIGITS).T
 S5_INVERSE = S5.argmin(axis=1)  # x · x⁻¹ is the identity, element 0
 power = np.vectorize(pow, otypes=[np.int64])  # power(x, y, p) = x^y mod p
@@ -86,9 +86,9 @@ def equations(op, p=97):
     Elements are numbered from 0, those of S5 in lexicographic order of their one-line notation.
     Raises UsageError for an unknown operation or a modulus it has no table for."""
     config = Config(op=op, p=p)
-    (n, *_), (_, function, _, y_from, _) = config.sizes(), OPS[config.op]
-    x, y = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(y_from, n), indexing="ij"))
-    z = np.asarray(function(x, y, config.p))
+    n, how = config.sizes()[0], OPS[config.op]
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(how.y_from, n), indexing="ij"))
+    z = np.asarray(how.function(x, y, config.p))
     refuse(z.shape != x.shape or z.dtype.kind not in "iu" or z.min() < 0 or z.max() >= n,
            f"--op {op}: its function must give whole numbers in [0, {n - 1}]")
     return x, y, z.astype(np.int64)
@@ -96,8 +96,8 @@ def equations(op, p=97):
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
 def setting(default, help, allowed, shared=False, fixed=True):
     """A field of Config. `allowed` is an interval such as "(0, 1]", what holds the choices, or None
-    for any text. Runs that are stacked agree on what is `shared`. What is `fixed` makes a run the
-    run it is: a column of metrics.csv that stays when one goes on with the run."""
+    for any text. `shared`: it has one value in a stack. `fixed`: it is a column of metrics.csv that
+    --resume cannot change; the other settings say how far and where to run."""
     marks = dict(help=help, allowed=allowed, shared=shared, fixed=fixed)
     return field(default=default, metadata=marks)
 
@@ -117,22 +117,22 @@ class Config:
     embed_init_scale: float = setting(1.0, "factor on the embedding's, on top", "(0, inf)")
     position_scale: float = setting(1.0, "factor on the fixed positions", "[0, inf)", shared=True)
     batch_size: int = setting(512, "equations in a batch at most; 0 = full batch", "[0, inf)")
-    batch_frac: float = setting(0.5, "and this part of the training set at most", "(0, 1]")
+    batch_frac: float = setting(0.5, "and this part of the training set, unless full", "(0, 1]")
     lr: float = setting(1e-3, "learning rate after warm-up", "(0, inf)")
     warmup: int = setting(10, "updates of linear warm-up", "[0, inf)", shared=True)
     beta1: float = setting(0.9, "AdamW's decay rate of the gradient's mean", "[0, 1)", shared=True)
     beta2: float = setting(0.98, "and of its square's", "[0, 1)", shared=True)
     eps: float = setting(1e-8, "AdamW's epsilon", "[0, inf)", shared=True)
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
-    decay_to: str = setting("origin", "where decay pulls the weights", ("origin", "init"))
+    decay_to: str = setting("origin", "pull of decay: origin or init", ("origin", "init"))
     weight_noise: float = setting(0.0, "σ of noise on the weights in training", "[0, inf)")
     update_noise: float = setting(0.0, "σ of noise on each update, in units of lr", "[0, inf)")
     grad_clip: float = setting(0.0, "greatest norm of a run's gradient; 0 = off", "[0, inf)")
     eval_every: int = setting(100, "updates between evaluations", "[1, inf)", shared=True)
     steps: int = setting(100_000, "updates at most", "[1, inf)", True, False)
     until: float = setting(0.99, "validation accuracy to stop at; 0 = none", "[0, 1]", fixed=False)
-    expect: float = setting(0.0, "the same; and status 1 if a run misses it", "[0, 1]", fixed=False)
-    device: str = setting("auto", "CUDA if any", ("auto", "cpu", "cuda", "mps"), True, False)
+    expect: float = setting(0.0, "status 1 if missed; raises --until", "[0, 1]", fixed=False)
+    device: str = setting("auto", "cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"), True, False)
     threads: int = setting(0, "CPU threads; 0 = PyTorch's choice", "[0, 1024]", True, False)
     stack: int = setting(0, "runs at once; 0 = 4, on a GPU 64", "[0, inf)", True, False)
 
@@ -206,8 +206,8 @@ def normed(h, w):
 
 def attention(q, k, v, heads):
     """Causal attention of the queries q (R, B, Tq, D) of the last positions. Keys k and values v
-    are lists of (R, B, T, D), earlier positions first. Each query meets just what it may see: no
-    mask. With four positions, sums of products beat fused kernels, and parts one joined tensor."""
+    are lists of (R, B, T, D), earlier positions first. A query is multiplied with what it may see
+    alone: no mask. With four positions this beats fused kernels, and one joined tensor."""
     split_heads = lambda h: h.unflatten(3, (heads, -1))                      # (R, B, T, H, D/H)
     (*past_k, own_k), (*past_v, own_v) = map(split_heads, k), map(split_heads, v)
     heard, first = [], own_k.shape[2] - q.shape[2] + 1
@@ -259,10 +259,10 @@ class Transformer:
 
     def __call__(self, W, x, y, drop=None):
         """Logits (R, B, V) at "=" for each run's equations; x, y (R, B) are element numbers, and
-        drop(h) is what dropout does to a feed-forward branch (R, B, T, D). Under the causal mask
-        the positions x ∘ depend on x alone: they are computed once per distinct x, like a cached
-        prompt, and gathered; so are the first layer's keys, values and queries of y =. Dropout
-        draws a mask per equation: then, and for small batches, all starts from the batch's rows."""
+        drop(h) is dropout on a feed-forward branch (R, B, T, D). Positions x ∘ never see y: they
+        are computed once for each of the n elements, like a cached prompt, and gathered by x; so
+        are, by y, the first layer's queries, keys and values of y =. With dropout (a mask for each
+        equation) or small batches nothing is shared."""
         w, n, positions = self.weights(W), self.n, self.positions.to(W.device)
         shared = drop is None and x.shape[1] > n
         element = w["embed"][:, :n]                                          # (R, n, D)
@@ -300,10 +300,10 @@ def cross_entropy(logits, labels):
 
 # --- 4. Optimisation. A stack goes batch, forward, backward, update; a study overrides a step. ----
 @torch.no_grad()
-def adamw(W, grad, m, v, t, lr, weight_decay, betas=(0.9, 0.98), eps=1e-8, anchor=None):
+def adamw(W, grad, m, v, t, lr, weight_decay, betas=(0.9, 0.98), eps=1e-8, anchor=0):
     """Update number t (from 1) of torch.optim.AdamW, in place on W and its moments m, v (R, P).
-    lr and weight_decay are columns (R, 1); decay pulls toward `anchor` (R, P), or the origin."""
-    W.mul_(1 - lr * weight_decay) if anchor is None else W.lerp_(anchor, lr * weight_decay)
+    lr and weight_decay are columns (R, 1); decay pulls toward `anchor` (R, P), 0 for the origin."""
+    W.mul_(1 - lr * weight_decay).add_(lr * weight_decay * anchor)
     m.lerp_(grad, 1 - betas[0])
     v.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
     debias = math.sqrt(1 - betas[1] ** t)  # of √v; that of m is in the last line
@@ -345,7 +345,7 @@ class Stack:
     """Runs of one shape, trained together. A tensor that is an attribute has a row per run: the
     table x, y, labels and the training mask (R, N), each number of Config as a column (R, 1), and
     what `state` names: W (R, P) and AdamW's moments, which are kept in checkpoints. An intervention
-    is a subclass with a setting of its own; its control is a row where that setting is 0."""
+    is a subclass with a setting of its own; its control is a row where that setting is off."""
     state = "W", "m", "v"
 
     def __init__(self, runs, device=torch.device("cpu")):
@@ -353,10 +353,10 @@ class Stack:
         self.config = runs[0].config             # for the settings that are shared
         self.model, configs = self.config.model(), [run.config for run in runs]
         tables = zip(("x", "y", "labels", "train"), zip(*map(split, configs)))
-        rows = {name: torch.from_numpy(np.stack(table)) for name, table in tables}
-        rows |= {f.name: torch.tensor([[float(getattr(c, f.name))] for c in configs]).float()
-                 for f in fields(self.config) if f.type is not str}
-        vars(self).update({name: t.to(device) for name, t in rows.items()})
+        columns = {name: torch.from_numpy(np.stack(table)) for name, table in tables}
+        columns |= {f.name: torch.tensor([[float(getattr(c, f.name))] for c in configs]).float()
+                    for f in fields(self.config) if f.type is not str}
+        vars(self).update({name: t.to(device) for name, t in columns.items()})
         self.W = self.initial().to(device)
         self.anchor = self.W * torch.tensor([[c.decay_to == "init"] for c in configs]).to(device)
         for name in self.state:                  # W, what initial() has set, or zeros
@@ -369,9 +369,9 @@ class Stack:
         return torch.stack([self.model.initial(c.seed, c.init_scale, c.embed_init_scale)
                             for c in (run.config for run in self.runs)])
 
-    def keep(self, rows):  # and no other run
-        tensors = {name: t[rows] for name, t in vars(self).items() if torch.is_tensor(t)}
-        vars(self).update(tensors, runs=[self.runs[i] for i in rows])
+    def keep(self, left):  # the runs with these numbers; the others leave
+        tensors = {name: t[left] for name, t in vars(self).items() if torch.is_tensor(t)}
+        vars(self).update(tensors, runs=[self.runs[i] for i in left])
 
     def save(self):  # the state's rows, in the runs
         for i, run in enumerate(self.runs):
@@ -418,9 +418,8 @@ class Stack:
         if self.on("grad_clip"):                 # each run as torch.nn.utils.clip_grad_norm_ does
             scale = self.grad_clip / (grad.norm(dim=1, keepdim=True) + 1e-6)
             grad = grad * torch.where(self.grad_clip > 0, scale.clamp(max=1), 1)
-        anchor = self.anchor if any(run.config.decay_to == "init" for run in self.runs) else None
         adamw(self.W, grad, self.m, self.v, self.step, lr, self.weight_decay, (c.beta1, c.beta2),
-              c.eps, anchor)
+              c.eps, self.anchor)
         if self.on("update_noise"):
             noise = self.random("update_noise", torch.Tensor.normal_, self.W)
             self.W += lr * self.update_noise * noise
@@ -455,13 +454,13 @@ class Stack:
 
 # --- 5. Training, from a list of Configs to the rows of metrics.csv. ------------------------------
 def stacks(runs, device):
-    """The unfinished runs in groups to stack, formed of all: the same when a command goes on."""
-    groups, known, limit = {}, {}, 4 if device.type == "cpu" else 64
+    """Lists of unfinished runs to stack. Finished ones count: a resumed command has the same."""
+    groups, count, limit = {}, {}, 4 if device.type == "cpu" else 64
     for run in runs:
         c, (n, N, _, size) = run.config, run.config.sizes()
         shape = n, N, size, *(getattr(c, f.name) for f in fields(c) if f.metadata["shared"])
-        known[shape] = known.get(shape, -1) + 1
-        groups.setdefault((shape, known[shape] // (c.stack or limit)), []).append(run)
+        count[shape] = count.get(shape, -1) + 1
+        groups.setdefault((shape, count[shape] // (c.stack or limit)), []).append(run)
     for group in groups.values():
         left = [run for run in group if not run.finished()]
         for step in sorted({run.step for run in left}):
@@ -477,7 +476,7 @@ def fit(stack, records):
         early = [update for update in (1, 2, 5, 10, 20, 50, 100) if update > stack.step]
         due = min(*early, (stack.step // every + 1) * every, steps)          # the next evaluation
         start = time.perf_counter()
-        stack.advance(min(due, stack.step + 100))
+        stack.advance(min(due, stack.step + 100))            # so that a checkpoint can come sooner
         seconds = time.perf_counter() - start
         for run in stack.runs:
             run.step, run.seconds = stack.step, run.seconds + seconds
@@ -539,7 +538,7 @@ def named(configs):
     return list(runs.values())
 
 def load(path, config):
-    """(runs, text of metrics.csv, config.json): a folder as its checkpoint, if any, left it."""
+    """(runs, text of metrics.csv, config.json) of a folder, as its checkpoint, if any, left it."""
     path, text = Path(path), None
     try:
         about = json.loads((path / "config.json").read_bytes())
@@ -599,15 +598,15 @@ class Records:
                "back what belongs there; without metrics.csv what the checkpoint knows counts")
         for run, config in zip(self.runs, configs):
             run.config = config                              # what is not fixed may be another
-        usual = asdict(type(configs[0])()).items()           # is left out: so a study and grok.py
-        runs = [dict(asdict(c).items() - usual) for c in configs]            # read each other's
+        # Defaults are left out, so that a study and grok.py read each other's folders.
+        runs = [dict(asdict(c).items() - asdict(type(c)()).items()) for c in configs]
         about = dict(runs=runs, commands=[*about.get("commands", []), shlex.join(sys.argv)],
                      ranks=ranks()[1], grok=__version__, torch=torch.__version__)
         self.write("config.json", json.dumps(about, indent=1).encode() + b"\n")
         self.text = text or b""
         self.checkpoint()
 
-    def table(self):  # metrics.csv as it is
+    def table(self):  # metrics.csv as it is, empty if there is none
         return b"".join(file.read_bytes() for file in self.path.glob("metrics.csv"))
 
     def write(self, name, data):  # on the disk, as a whole or not at all
@@ -627,7 +626,7 @@ class Records:
             settings = run.config.columns()
             row = {name: settings.pop(name) for name in LEADING.split()} | metrics | settings
             head, line = (",".join(map(str, part)).encode() + b"\n" for part in (row, row.values()))
-            data = line if head in self.text else head + line    # anew if a study has more columns
+            data = line if head in self.text[self.text.rfind(b"op,p,"):] else head + line
             self.text += data
             with open(self.path / "metrics.csv", "ab") as file:
                 file.write(data)
@@ -650,7 +649,7 @@ class Records:
         if not self.quiet:
             say("\r\x1b[K" * self.live + text, end)
 
-    def show(self, stack, columns):  # on a terminal in place; elsewhere a line now and then
+    def show(self, stack, columns):  # on a terminal in place; elsewhere at each power of 1.5
         step, steps, every = stack.step, stack.config.steps, stack.config.eval_every
         rate = step / max(run.seconds for run in stack.runs)
         train, val = (np.median(columns[name]) for name in ("train_acc", "val_acc"))
@@ -707,16 +706,16 @@ def check(config):
 def parser(config):
     """The command line, made from a Config; the result holds only flags that were given."""
     cli = argparse.ArgumentParser(
-        "grok.py", description=__doc__, epilog="[default]; several values make a grid of runs",
-        formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS)
+        "grok.py", description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        epilog="[default]; a flag with several values makes a grid of runs",
+        formatter_class=argparse.RawTextHelpFormatter)
     for f in fields(config):
         fast = f"; fast: {FAST[f.name]}" if f.name in FAST else ""
         cli.add_argument(flag(f.name), nargs="+", metavar=f.name[0].upper(),
                          help=f"{f.metadata['help']} [{f.default}{fast}]".replace("%", "%%"))
     cli.add_argument("--recipe", choices=("paper", "fast"), help="defaults of the settings [paper]")
     cli.add_argument("--out", metavar="DIR", help="run folder [runs/DATE-TIME]")
-    cli.add_argument("--resume", metavar="DIR", help="go on with a run folder, to the same bytes")
+    cli.add_argument("--resume", metavar="DIR", help="go on with a run folder, to the same metrics")
     cli.add_argument("--quiet", action="store_true", help="print nothing but errors")
     cli.add_argument("--list-ops", action="store_true", help="list the operations and exit")
     cli.add_argument("--version", action="version", version=f"grok.py {__version__}")
@@ -755,7 +754,7 @@ def command(given, config, method):
     folder = path / f"rank-{rank}" if world > 1 else path
     for held in path.glob("config.json" if world > 1 else "rank-*"):
         refuse(True, f"{path}: {held.name} there is of another number of processes")
-    configs, given["resume"] = asked_for(given, config, folder), str(path)   # is how to go on
+    configs, given["resume"] = asked_for(given, config, folder), str(path)   # for main's "go on"
     runs, expect = train(configs, folder, "quiet" in given, method), configs[0].expect
     missed = sum(run.best() < expect for run in runs)
     if world > 1 and expect:                     # at the end: torchrun stops all when one fails
@@ -781,15 +780,16 @@ def main(argv=None, config=Config, method=Stack):
             return command(given, config, method)
         for name, op in OPS.items():
             n, N, *_ = config(op=name, p=given.get("p", [97])[0]).sizes()
-            say(f"{name:32} {op.formula:38} 0 ≤ x < {n}, {op.y_from} ≤ y < {n}: {N:,} rows")
+            say(f"{name:32} {op.formula:38} 0 ≤ x < {n}, {op.y_from} ≤ y < {n}: {N:,}")
         return 0
     except (UsageError, OSError) as error:
         what = f"--out {given.get('resume')!r}: " * isinstance(error, OSError)
         print(f"grok.py: {what}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
+        start = f"torchrun --nproc-per-node {ranks()[1]}" if ranks()[1] > 1 else "python"
         again = shlex.join([sys.argv[0], "--resume", given.get("resume", "DIR")])
-        print(f"\ngrok.py: stopped; go on with: python {again}", file=sys.stderr)
+        print(f"\ngrok.py: stopped; go on with: {start} {again}", file=sys.stderr)
         return 128 + (interrupt.args or [signal.SIGINT])[0]
     finally:
         say("", end="")                          # to find out here whether somebody still reads

@@ -1,4 +1,4 @@
-"""Circuit efficiency (Varma et al. 2023, arXiv 2309.02390): weight decay prefers the solution with
+r"""Circuit efficiency (Varma et al. 2023, arXiv 2309.02390): weight decay prefers the solution with
 larger logits for its weights' norm. Memorising more equations costs more norm, generalising does
 not; so below a critical number of equations a network that has generalised forgets it again:
 ungrokking, to an accuracy that does not depend on weight decay.

@@ -1,7 +1,7 @@
 """Embedding layer (AlquBoj et al. 2025, arXiv 2505.15624): an embedding with a learning rate of its
 own, ten times that of the rest, ends the wait sooner (there in an MLP). Adam's steps are multiplied
-by the ratio, decay per update is not: it stays lr · weight_decay, so that nothing else is compared.
-Each row with --embed-lr-ratio 1 is a control in the same stack.
+by the ratio (and update noise with them), decay per update is not: it stays lr · weight_decay.
+Each row with --embed-lr-ratio 1 is a control in the same sweep.
 
     python studies/embedding.py --recipe fast --embed-lr-ratio 0.1 1 10 --seed 0 1 2
 """

@@ -1,4 +1,4 @@
-"""Learning under nonstationarity (Lyle et al. 2025, arXiv 2507.20057): features are learned when
+r"""Learning under nonstationarity (Lyle et al. 2025, arXiv 2507.20057): features are learned when
 updates are large relative to the weights, the effective learning rate; raised late in training, it
 makes a network that has memorised generalise, provided that its weights cannot grow along.
 

@@ -1,4 +1,4 @@
-"""Grokking at the Edge of Numerical Stability (Prieto et al. 2025, arXiv 2501.04697): without
+r"""Grokking at the Edge of Numerical Stability (Prieto et al. 2025, arXiv 2501.04697): without
 weight decay the logits grow until rounding leaves of the softmax's sum only its largest term, 1.
 Then the loss and the gradient of the answer's logit are exactly 0, and learning stops.
 Two ways out. --loss stablemax: the shares are s(z) / Σ s(z), s(z) = z + 1, or 1 / (1 - z) below 0
@@ -6,7 +6,7 @@ Two ways out. --loss stablemax: the shares are s(z) / Σ s(z), s(z) = z + 1, or 
 which mostly scales the logits, and is rescaled to its old norm (their code; not in their formula).
 The column `collapse` is the share of training equations whose sum Σ exp(z - max z) is exactly 1.
 
-    python studies/stability.py --op x_plus_y --p 59 --frac 0.4 --recipe fast --init-scale 1 \\
+    python studies/stability.py --op x_plus_y --p 59 --frac 0.4 --recipe fast --init-scale 1 \
         --weight-decay 0 --grad-clip 0 --eps 1e-25 --steps 1500 --orthograd 0 1
 """
 import sys
@@ -55,8 +55,8 @@ class Stability(grok.Stack):
 
     def collapsed(self, logits, labels):
         """(R, B): whether the sum Σ exp(z - max z) is 1, in the loss's dtype."""
-        z = (exponents(run.config, z) for run, z in zip(self.runs, logits))
-        return torch.stack([(z - z.amax(1, keepdim=True)).exp().sum(1) == 1 for z in z])
+        each = (exponents(run.config, z) for run, z in zip(self.runs, logits))
+        return torch.stack([(z - z.amax(1, keepdim=True)).exp().sum(1) == 1 for z in each])
 
     def measure(self):
         share = (self.over_table(self.collapsed) & self.train).sum(1) / self.train.sum(1)

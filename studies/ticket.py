@@ -44,9 +44,9 @@ class Config(grok.Config):
                     f"{said}; it holds {len(runs)}")
         matrix = torch.cat([torch.full((size,), "norm" not in name)
                             for name, size in zip(model.shapes, model.sizes)])
-        size = runs[0].state["W"].abs().where(matrix, torch.inf)
-        mask = torch.zeros_like(size)
-        mask[size.topk(int((~matrix).sum()) + round(self.kept * int(matrix.sum()))).indices] = 1
+        magnitude = runs[0].state["W"].abs().where(matrix, torch.inf)
+        mask, kept = torch.zeros_like(magnitude), round(self.kept * int(matrix.sum()))
+        mask[magnitude.topk(int((~matrix).sum()) + kept).indices] = 1
         if self.control == "random":             # by other numbers than the initial weights
             random = grok.rng(self.seed, "init", 1)
             mask = torch.cat([part[random.permutation(len(part))]
@@ -57,9 +57,11 @@ class Config(grok.Config):
         return mask
 
 class Ticket(grok.Stack):
+    state = *grok.Stack.state, "mask"  # (R, P), 1 for the weights that are kept
+
     def initial(self):
         factor = torch.stack([run.config.factor() for run in self.runs])     # (R, P)
-        self.mask = factor.to(self.device) > 0   # which weights are kept
+        self.mask = (factor > 0).float()
         return super().initial() * factor
 
     def gradient(self, rows):                    # clipping and AdamW see the kept weights alone
@@ -67,7 +69,7 @@ class Ticket(grok.Stack):
 
     def update(self, rows):
         super().update(rows)
-        self.W = self.W.where(self.mask, 0)      # also beside noise
+        self.W *= self.mask                      # also beside noise
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Ticket))
