@@ -12,14 +12,18 @@ import figures
 import grokalign
 import grokfast
 import lazy_rich
+import llm
 import nonstationary
 import numpy as np
 import optimisers
+import progress
 import pytest
+import spectra
 import stability
 import ticket
 import torch
 import torch.nn.utils.prune as prune
+import tracing
 import transfer
 
 from grok import Config
@@ -59,6 +63,8 @@ ON = [(grokfast, [dict(grokfast=2.0), dict(grokfast=0.5, grokfast_alpha=0.5)]),
       (efficiency, [dict(go_on="run"), dict(go_on="run", frac=0.3)]),
       (nonstationary, [dict(project=1), dict(rewarm=3, rewarm_lr=0.02)]),  # the checkpoint is of the second warm-up
       (grokalign, [dict(grokalign=0.01), dict(grokalign=1.0)]),
+      (progress, [dict(seed=1)]), (tracing, [dict(seed=1)]), (llm, [dict(seed=1)]),
+      (spectra, [dict(coupled_l2=1), dict(coupled_l2=1, weight_decay=0.01)]),
       (optimisers, [NOISE | dict(optimizer=name) for name in ("muon", "sgd", "columns")] + [dict(mlp=1, dropout=0.1, optimizer="columns")])]
 
 
@@ -68,7 +74,8 @@ def test_by_default_a_study_is_plain_training_and_on_it_changes_that_and_resumes
     for folder, width in ("run", 16), ("small", 4):
         grok.train(Config(**TINY | dict(width=width)), out=folder, quiet=True)
     method, = (c for c in vars(study).values() if isinstance(c, type) and issubclass(c, grok.Stack))
-    train = lambda **more: grok.train([study.Config(**TINY | more) for more in [{}, *on]], quiet=True, method=method, **more)
+    config = getattr(study, "Config", Config)
+    train = lambda **more: grok.train([config(**TINY | more) for more in [{}, *on]], quiet=True, method=method, **more)
     rows = lambda run, names=None: [{name: row[name] for name in names or row if name != "seconds"} for row in run.log]
     whole = train()
     together = [run for run in whole if run.state["W"].shape == whole[0].state["W"].shape]
@@ -83,7 +90,7 @@ def test_by_default_a_study_is_plain_training_and_on_it_changes_that_and_resumes
         patched.setattr(method, "measure", cut)
         patched.setattr(grok.Records, "due", lambda self: True)
         with pytest.raises(ZeroDivisionError): train(out="cut")
-    assert grok.read("cut", study.Config)[0].step == 5
+    assert grok.read("cut", config)[0].step == 5
     for run, other in zip(whole, train(out="cut"), strict=True):
         assert rows(run) == rows(other) and run.state.keys() == other.state.keys() == set(method.state)
         assert all(torch.equal(run.state[name], other.state[name]) for name in run.state)

@@ -1,0 +1,421 @@
+"""Properties of the measures: each column against something independent, per run of a stack of different runs. That they leave
+training alone is tested with the interventions. Run: python -m pytest -q studies"""
+import math, sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import grok
+import llm
+import numpy as np
+import progress
+import pytest
+import spectra
+import torch
+import tracing
+import transfer_entropy as te
+
+from grok import Config
+from test_interventions import TINY, stack_of
+
+
+# --- progress.py ----------------------------------------------------------------------------------
+
+BASE = dict(x_plus_y=None, x_minus_y=None, x_mul_y=8, x_div_y=8)  # of the logarithms mod 11; the study's is the least, 2
+
+
+def angles(op):
+    """Positions of the elements mod 11 on their circle, -1 for 0 where that has none, and how many there are."""
+    base = BASE[op]
+    return (np.array([-1] + [next(t for t in range(10) if base**t % 11 == z) for z in range(1, 11)]), 10) if base else (np.arange(11), 11)
+
+
+def losses(stack, run, keys):
+    """(restricted, excluded) loss by least squares on 1, cos w(x ∘ y), sin w(x ∘ y), over the equations as rows."""
+    config, (log, n) = stack.runs[run].config, angles(stack.runs[run].config.op)
+    x, y, z = grok.equations(config.op, 11)
+    labels, train = stack.labels[run].numpy(), stack.train[run].numpy()
+    logits = stack.model(stack.W[run:run + 1], *(torch.from_numpy(a)[None] for a in (x, y)))[0].double().numpy()
+    kept = (log[x] >= 0) & (log[y] >= 0)
+    turn = log[x] + log[y] if config.op in ("x_plus_y", "x_mul_y") else log[x] - log[y]
+    waves = np.stack([f(2 * np.pi * k * turn / n) for k in keys for f in (np.cos, np.sin)], 1)[kept]
+    design = np.concatenate([np.ones((kept.sum(), 1)), waves], 1)
+    coefficients = np.linalg.lstsq(design, logits[kept], rcond=None)[0]
+    cross_entropy = lambda z, y: np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]
+    without = cross_entropy(logits[kept] - waves @ coefficients[1:], labels[kept])
+    return cross_entropy(design @ coefficients, z[kept]).mean(), without[train[kept]].mean()
+
+
+@pytest.mark.parametrize("op", BASE)
+def test_restricted_and_excluded_loss_are_projections_on_waves_in_x_and_y(op):
+    """Of the logits of random networks. The key frequencies are planted in the embedding, others in each run of the stack; the
+    logarithms are to another base, which numbers the frequencies otherwise."""
+    stack, planted = stack_of(progress.Progress, progress.Config, op=op, keys=2, seed=[0, 1], outliers=5, init_scale=6.0, embed_init_scale=0.15), [(1, 3), (2, 4)]
+    log, n = angles(op)
+    for i, keys in enumerate(planted):
+        embed = stack.model.weights(stack.W)["embed"][i]
+        for column, k in enumerate(keys):
+            embed[:11, column] += torch.from_numpy(9 * (log >= 0) * np.cos(2 * np.pi * k * log / n + 1)).float()
+    measured = stack.measure()
+    for i, keys in enumerate(planted):
+        expected, others = losses(stack, i, keys), losses(stack, i, planted[1 - i])
+        assert (measured["restricted_loss"][i], measured["excluded_loss"][i]) == pytest.approx(expected, rel=1e-5)
+        assert all(abs(a - b) > 5e-4 for a, b in zip(expected, others))
+
+
+def test_a_solution_of_one_frequency_is_all_or_nothing(monkeypatch):
+    """logits 20 cos w(x + y - z), at w = 3 · 2π / 11; 3 is a key of run 0 and not of run 1."""
+    def circle(model, W, x, y, drop=None):
+        turn = (x + y)[:, :, None] - torch.arange(model.n + 2)
+        return 20 * torch.cos(2 * math.pi * 3 * turn / 11) * (torch.arange(model.n + 2) < 11)
+    monkeypatch.setattr(grok.Transformer, "__call__", circle)
+    stack = stack_of(progress.Progress, progress.Config, keys=1, seed=[0, 1])
+    for row, k in zip(stack.model.weights(stack.W)["embed"], (3, 4)):
+        row[:11, 0] = 50 * torch.cos(2 * math.pi * k * torch.arange(11) / 11)
+    measured = stack.measure()
+    loss, nothing = math.log(sum(math.exp(20 * math.cos(2 * math.pi * c / 11) - 20) for c in range(11)) + 2 * math.exp(-20)), math.log(13)
+    assert measured["restricted_loss"].tolist() == pytest.approx([loss, nothing], rel=1e-4)
+    assert measured["excluded_loss"].tolist() == pytest.approx([nothing, loss], rel=1e-4)
+
+
+def test_gini_and_med_of_known_embeddings():
+    """A circle has one frequency of five, so 4/5, and chords 2 sin(w / 2); unit vectors have all alike, so 0, and chords √2. The
+    third by sums over cos and sin, and over pairs. The tokens ∘ and = do not count."""
+    stack, turn = stack_of(progress.Progress, progress.Config, seed=[0, 1, 2]), 2 * math.pi * 3 * torch.arange(11) / 11
+    embed = stack.model.weights(stack.W)["embed"]
+    embed[:2, :11], embed[:2, 11:] = 0.0, 100.0
+    embed[0, :11, 0], embed[0, :11, 1], embed[1, :11, :11] = turn.cos(), turn.sin(), torch.eye(11)
+    e, t = embed[2, :11].double().numpy(), np.arange(11)
+    norms = [np.sqrt(sum(np.sum((f(2 * np.pi * k * t / 11) @ e) ** 2) for f in (np.cos, np.sin))) for k in range(1, 6)]
+    gini = sum(abs(a - b) for a in norms for b in norms) / (2 * 5 * sum(norms))
+    med = np.mean([np.linalg.norm(e[i + 1] - e[i]) for i in range(10)])
+    measured = stack.measure()
+    assert gini > 0.02 and measured["embed_gini"].tolist() == pytest.approx([0.8, 0, gini], abs=1e-5)
+    assert measured["med"].tolist() == pytest.approx([2 * math.sin(3 * math.pi / 11), 2**0.5, med], rel=1e-5)
+
+
+def test_keys_of_a_finished_run_are_those_of_its_last_embedding(tmp_path):
+    settings = dict(seed=[0, 1], lr=0.1, embed_init_scale=0.01)
+    first = grok.train(Config.grid(**TINY | settings), out=tmp_path, quiet=True)
+    stack, now = (stack_of(progress.Progress, progress.Config, **settings, keys=1, keys_of=folder) for folder in (str(tmp_path), "none"))
+    keys = []
+    for measured, weights in (stack.measure(), [run.state["W"] for run in first]), (now.measure(), now.W):
+        for i, W in enumerate(weights):
+            embed = stack.model.weights(W[None])["embed"][0, :11].numpy()
+            keys.append(max(range(1, 6), key=lambda k: np.linalg.norm(np.exp(2j * np.pi * k * np.arange(11) / 11) @ embed)))
+            assert measured["restricted_loss"][i] == pytest.approx(losses(stack, i, keys[-1:])[0], rel=1e-4)
+    assert keys[:2] != keys[2:]
+
+
+def test_progress_refuses_what_does_not_turn_and_keys_of_another_run(tmp_path, capsys):
+    folder = str(tmp_path / "first")
+    grok.train(progress.Config(**TINY | dict(steps=1)), out=folder, quiet=True, method=progress.Progress)
+    tiny = "--p 11 --layers 1 --width 16 --heads 2 --batch-size 16 --eval-every 10 --steps 2 --quiet".split()
+    for given, said in ((["--op", "x2_plus_y2"], "--op x2_plus_y2 --p 11: must be"), (["--op", "x_mul_y", "--p", "12"], "--op x_mul_y --p 12: must be"),
+                        (["--op", "x_plus_y", "--seed", "3", "--keys-of", folder], f"--keys-of {folder}: must hold this run")):
+        assert grok.main([*tiny, *given, "--out", str(tmp_path / "out")], progress.Config, progress.Progress) == 2
+        out, err = capsys.readouterr()
+        assert said in err and err.count("\n") == 1 and not out and not (tmp_path / "out").exists()
+    assert grok.main([*tiny, "--op", "x_plus_y", "--keys-of", folder, "--out", str(tmp_path / "out")], progress.Config, progress.Progress) == 0
+    assert grok.main([*tiny, "--op", "x_div_y", "--p", "3", "--out", str(tmp_path / "small")], progress.Config, progress.Progress) == 0
+
+
+# --- tracing.py -----------------------------------------------------------------------------------
+
+def test_dropout_of_validation_accuracy_is_binomial_when_a_unit_decides(monkeypatch):
+    """A model that is right where its one unit is kept: mean 1 - rate, variance rate · (1 - rate) / B, each within 5 standard
+    errors. It is asked just about validation equations, each once a pass; what is kept is scaled up."""
+    seen = []
+    def coin(model, W, x, y, drop=None):
+        unit = torch.ones(*x.shape, 1, 1) if drop is None else drop(torch.ones(*x.shape, 1, 1))
+        if drop is not None:
+            seen.append((W[0, -1].item(), unit.unique().tolist(), (x * 11 + y)[0].tolist()))
+        model.activation(unit)
+        return torch.nn.functional.one_hot((x + y + (unit[:, :, 0, 0] == 0)) % 11, 13).float()
+    monkeypatch.setattr(grok.Transformer, "__call__", coin)
+    stack = stack_of(tracing.Tracing, tracing.Config, mc_dropout=[0.3, 0.6, 0.0], passes=300, frac=0.3)
+    stack.W[:, -1] = torch.arange(3)
+    measured, B = stack.measure(), 85
+    for i, kept in enumerate([0.7, 0.4, 1.0]):
+        variance = kept * (1 - kept) / B
+        assert measured["dropout_acc"][i] == pytest.approx(kept, abs=5 * (variance / 300) ** 0.5 + 1e-6)
+        assert measured["dropout_var"][i] == pytest.approx(variance, rel=5 * (2 / 299) ** 0.5)
+        calls = [call for call in seen if call[0] == i]
+        assert len(calls) == 300
+        for _, values, rows in calls:
+            assert values == pytest.approx([0, 1 / kept][kept == 1:]) and sorted(rows) == (~stack.train[i]).nonzero()[:, 0].tolist()
+
+
+def test_dropout_follows_from_seed_and_update_and_leaves_training_alone():
+    together = stack_of(tracing.Tracing, tracing.Config, seed=[0, 1], dropout=0.2)
+    plain = stack_of(grok.Stack, grok.Config, seed=[0, 1], dropout=0.2)
+    names, seen = ("dropout_acc", "dropout_var"), []
+    for target in 2, 4:
+        for stack in together, plain:
+            stack.advance(target)
+        seen.append(together.measure())
+        again = together.measure()
+        assert all(torch.equal(seen[-1][name], again[name]) for name in names)
+        alone = stack_of(tracing.Tracing, tracing.Config, seed=1)
+        alone.W, alone.step = together.W[1:], target         # what else it did does not matter
+        assert all(alone.measure()[name][0] == again[name][1] for name in names)
+    assert torch.equal(together.W, plain.W)
+    before, together.step = together.measure(), 5            # the same weights: the masks are others
+    assert not torch.equal(before["dropout_var"], together.measure()["dropout_var"])
+
+
+def test_without_dropout_it_is_validation_accuracy():
+    stack = stack_of(tracing.Tracing, tracing.Config, mc_dropout=0.0, seed=[0, 1], layers=2)
+    stack.advance(30)
+    measured = stack.measure()
+    assert torch.allclose(measured["dropout_acc"], measured["val_acc"]) and (measured["val_acc"] > 0).all() and not measured["dropout_var"].any()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_inactive_units_are_those_that_no_equation_makes_active(layers):
+    """By the model's own blocks, an equation at a time. A large shift before the units makes some of them constant."""
+    stack = stack_of(tracing.Tracing, tracing.Config, seed=[0, 1], layers=layers)
+    for name, w in stack.model.weights(stack.W).items():
+        if "norm1" in name:
+            w[:, 1] = 3 * torch.randn(2, 16, generator=torch.Generator().manual_seed(len(name)))
+    measured = stack.measure()["inactive"].tolist()
+    for i, W in enumerate(stack.W):
+        hidden, model = {}, grok.Config(**TINY | dict(layers=layers)).model()
+        block, model.activation = model.block, lambda h: [hidden.setdefault(up, []).append(h.flatten(0, 2)), h.relu()][1]
+        def layered(h, q, k, v, weights, drop):  # by its matrix: not by the order of calls
+            nonlocal up
+            up = weights[2][0, 0, 0].item()
+            return block(h, q, k, v, weights, drop)
+        up, model.block = None, layered
+        for x, y in zip(stack.x[i], stack.y[i]):
+            model(W[None], x[None, None], y[None, None])
+        never = [(torch.cat(h) <= 0).all(0).float().mean().item() for h in hidden.values()]
+        assert len(never) == layers and measured[i] == pytest.approx(np.mean(never)) and 0.02 < measured[i] < 0.9
+    assert measured[0] != measured[1]
+
+
+def test_embed_cosine_of_orthogonal_opposite_and_random_embeddings():
+    stack = stack_of(tracing.Tracing, tracing.Config, seed=[0, 1, 2])
+    embed = stack.model.weights(stack.W)["embed"]
+    embed[0, :11], embed[0, :11, :11] = 0, 3 * torch.eye(11)
+    embed[1, :11] = torch.linspace(-2, 3.1, 11)[:, None] * torch.randn(16, generator=torch.Generator().manual_seed(0))
+    e = embed[2, :11].double().numpy()
+    pairs = [abs(e[i] @ e[j]) / np.linalg.norm(e[i]) / np.linalg.norm(e[j]) for i in range(11) for j in range(i)]
+    assert stack.measure()["embed_cosine"].tolist() == pytest.approx([0, 1, np.mean(pairs)], abs=1e-5)
+
+
+# --- spectra.py -----------------------------------------------------------------------------------
+
+def clauset(values):
+    """(α, λ_min) by loops: for each λ_min the maximum-likelihood α, and the greatest distance of the two cumulative shares."""
+    best = np.inf, 0, 0
+    for low in sorted(values)[:-1]:
+        tail = np.array(sorted(v for v in values if v >= low))
+        alpha = 1 + len(tail) / np.log(tail / low).sum()
+        distance = abs(np.arange(len(tail)) / len(tail) - (1 - (tail / low) ** (1 - alpha))).max()
+        best = min(best, (distance, alpha, low))
+    return best[1:]
+
+
+def test_the_exponent_is_that_of_a_power_laws_tail_whatever_lies_below_it():
+    """Quantiles of p(λ) ~ λ^-α from 1 on, over a bulk between 0.2 and 0.9, at two scales and in any order, with zeros of a low rank; and Clauset's
+    estimator by loops on spectra that are none."""
+    random, middle = np.random.default_rng(0), (np.arange(300) + 0.5) / 300
+    spectra_of = [random.permutation(np.concatenate([scale * (1 - middle) ** (-1 / (alpha - 1)), scale * random.uniform(0.2, 0.9, 90), np.zeros(10)]))
+                  for alpha, scale in ((2.5, 1.0), (4.0, 1e-3))]
+    assert spectra.exponent(torch.from_numpy(np.stack(spectra_of))).tolist() == pytest.approx([2.5, 4.0], rel=0.03)
+    values = np.linalg.svd(random.standard_normal((3, 20, 50)), compute_uv=False) ** 2
+    expected = [clauset(list(v)) for v in values]
+    assert all(low > min(v) for v, (_, low) in zip(values, expected))        # a λ_min is chosen at all
+    assert spectra.exponent(torch.from_numpy(values)).tolist() == pytest.approx([alpha for alpha, _ in expected], rel=1e-9)
+    assert torch.isfinite(spectra.exponent(torch.tensor([[0.0] * 5, [2.0] * 5], dtype=torch.float64))).all()
+
+
+def test_spectra_of_each_run_by_numpy():
+    """Two runs with different training sets: α of each matrix; FACT with ∇_h ℓ = w (softmax - one-hot) of each equation, and
+    h read off by heads that copy it; the entropy of the gradient of one batch, the training set."""
+    stack = stack_of(spectra.Spectra, spectra.Config, frac=[0.5, 0.3], init_scale=2.0)
+    stack.advance(3)
+    measured, plain = stack.measure(), grok.Stack.measure(stack)
+    assert list(measured)[:5] == list(plain) and all(torch.equal(measured[name], plain[name]) for name in plain)
+    for i, W in enumerate(stack.W):
+        rows, parts = stack.train[i].nonzero()[:, 0], stack.model.weights(W[None])
+        matrices = {name: w[0].double().numpy() for name, w in parts.items() if "norm" not in name}
+        assert {"alpha_" + name for name in matrices} == {name for name in measured if "alpha" in name} and len(matrices) == 8
+        for name, w in matrices.items():
+            values = np.linalg.svd(w, compute_uv=False) ** 2
+            assert measured["alpha_" + name][i] == pytest.approx(clauset(list(values))[0], rel=1e-6), name
+        x, y, labels = (table[i][rows][None] for table in (stack.x, stack.y, stack.labels))
+        h = []
+        for copied in torch.eye(16)[:, :13], torch.eye(16)[:, 3:]:
+            copy = W[None].clone()
+            stack.model.weights(copy)["head"][0] = copied
+            h.append(stack.model(copy, x, y)[0].double().numpy())
+        h, w = np.concatenate([h[0][:, :3], h[1]], 1), matrices["head"]
+        shares = np.exp(h @ w) / np.exp(h @ w).sum(1, keepdims=True)
+        grads = (shares - np.eye(13)[labels[0]]) @ w.T                       # ∇_h ℓ, an equation a row
+        sides = w @ w.T, -sum(np.outer(g, v) for g, v in zip(grads, h)) / len(h)
+        cosine = (sides[0] * sides[1]).sum() / np.linalg.norm(sides[0]) / np.linalg.norm(sides[1])
+        assert 0.01 < abs(cosine) < 0.99 and measured["fact"][i] == pytest.approx(cosine, abs=1e-4)
+        alone = stack_of(spectra.Spectra, spectra.Config, frac=stack.runs[i].config.frac)
+        alone.W = W[None].clone()
+        g = abs(grok.Stack.gradient(alone, rows[None]).double().numpy())
+        assert measured["gradient_entropy"][i] == pytest.approx(-(g[g > 0] * np.log(g[g > 0])).sum(), rel=1e-4)
+    assert all(abs(column[0] - column[1]) > 1e-5 for column in measured.values())
+
+
+def test_fact_is_1_where_the_gradient_cancels_decay_and_a_diverged_run_disturbs_none(monkeypatch):
+    stack = stack_of(spectra.Spectra, spectra.Config, seed=[0, 1, 2])
+    with monkeypatch.context() as patched:
+        patched.setattr(stack, "whole_gradient", lambda: torch.tensor([[-1e-9], [3.0], [-1.0]]) * stack.W)
+        assert stack.measure()["fact"].tolist() == pytest.approx([1, -1, 1])
+    before = stack.measure()
+    stack.W[1] = torch.nan
+    after = stack.measure()
+    assert all(torch.equal(before[name][[0, 2]], after[name][[0, 2]]) for name in before)
+    assert after["train_loss"][1].isnan() and all(torch.isfinite(after[name][1]) for name in list(after)[5:])
+
+
+def test_coupled_l2_is_torchs_adam_and_its_control_adamw(monkeypatch):
+    settings = [dict(), dict(coupled_l2=1), dict(coupled_l2=1, decay_to="init"), dict(coupled_l2=1, weight_decay=0.0)]
+    stack = spectra.Spectra([grok.Run(spectra.Config(**TINY | dict(weight_decay=0.3, warmup=0) | more), "") for more in settings])
+    given = torch.randn(4, *stack.W.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(grok.Stack, "gradient", lambda self, rows: given[self.step - 1])
+    start, adam, adamw = stack.W.clone(), torch.optim.Adam, torch.optim.AdamW
+    stack.advance(4)
+    for i, (optimiser, decay) in enumerate([(adamw, 0.3), (adam, 0.3), (adam, 0.3), (adam, 0.0)]):
+        away = start[i] * (i == 2)                           # decay to the initial weights is decay of what lies between
+        W = torch.nn.Parameter(start[i] - away)
+        optim = optimiser([W], lr=1e-3, betas=(0.9, 0.98), weight_decay=decay)
+        for grad in given[:, i]:
+            W.grad = grad
+            optim.step()
+        assert torch.allclose(stack.W[i], W.detach() + away, atol=2e-6), i
+
+
+# --- llm.py ---------------------------------------------------------------------------------------
+
+def test_each_equation_keeps_the_update_since_which_it_is_right_and_groups_are_correlated(monkeypatch):
+    """Made answers over five evaluations of two runs, counted by loops: since, quantiles of each set, correlation of groups."""
+    stack, random = stack_of(llm.LocalGrokking, grok.Config, seed=[0, 1], frac=0.4), np.random.default_rng(0)
+    right = random.random((5, 2, 121)) < np.array([0.2, 0.5, 0.7, 0.8, 0.95])[:, None, None]
+    updates = [1, 2, 5, 10, 20]
+    def made(function):  # logits that are right where `right` says so
+        answer = torch.where(torch.from_numpy(right[updates.index(stack.step)]), stack.labels, (stack.labels + 1) % 11)
+        return function(torch.nn.functional.one_hot(answer, 13).float(), stack.labels)
+    monkeypatch.setattr(stack, "over_table", made)
+    for t, stack.step in enumerate(updates):
+        columns = stack.measure()
+        for run in range(2):
+            since = []
+            for equation in range(121):
+                k = t + 1
+                while k and right[k - 1, run, equation]:
+                    k -= 1
+                since.append(updates[k] if k <= t else 0)
+            assert stack.since[run].tolist() == since
+            when, train = np.array([s or updates[t] for s in since], float), stack.train[run].numpy()
+            for name, mask in ("memorised", train), ("generalised", ~train):
+                expected = np.quantile(when[mask], [0.1, 0.5, 0.9])
+                assert [columns[f"{name}_{q}"][run].item() for q in (10, 50, 90)] == pytest.approx(expected)
+            for name, group in ("x", stack.x), ("y", stack.y), ("z", stack.labels):
+                group = group[run].numpy()
+                means = [[when[mask & (group == g)].mean() for g in range(11)] for mask in (train, ~train)]
+                expected = np.corrcoef(means)[0, 1] if t else 0              # at first all updates are 1
+                assert columns[f"local_{name}"][run] == pytest.approx(expected, abs=1e-9)
+    assert all(abs(column[0] - column[1]) > 1e-9 for name, column in columns.items() if "local" in name)
+
+
+def test_groups_that_learn_in_turn_are_correlated_and_a_group_of_one_kind_alone_is_left_out():
+    """Equations learned by x alone, in both sets at once: 1 over the groups of x; negative over those of y, of which each set has the other's x. An x that
+    has only training equations does not count."""
+    stack = stack_of(llm.LocalGrokking, grok.Config, seed=[0, 1])
+    stack.train[1] |= stack.x[1] == 4
+    when = stack.x * 7 % 11 + 2                               # the update, an order of the groups
+    when[1][stack.x[1] == 4] = 1000                           # never: would spoil it
+    stack.over_table, whole = lambda function: when <= stack.step, grok.Stack.measure
+    try:
+        grok.Stack.measure = lambda self: {}
+        for stack.step in range(1, 13):
+            columns = stack.measure()
+    finally:
+        grok.Stack.measure = whole
+    assert columns["local_x"].tolist() == pytest.approx([1, 1]) and columns["local_y"].max() < -0.1
+    assert stack.since[0].max() == 12 and not stack.since[1][stack.x[1] == 4].any()
+
+
+def test_since_is_kept_in_a_folder_and_the_accuracy_agrees_with_it(tmp_path):
+    """As the state's third kind of shape, (N,); a plain run's folder goes on, with no equation known yet."""
+    settings = grok.Config.grid(**TINY | dict(lr=0.01, until=0.0), seed=[0, 1])
+    grok.train(settings, out=tmp_path, quiet=True)
+    grok.train(settings, out=tmp_path, quiet=True, method=llm.LocalGrokking, steps=60)
+    for run in grok.read(tmp_path):
+        since, train = run.state["since"], torch.from_numpy(grok.split(run.config)[3])
+        assert since.shape == (121,) and set(since.tolist()) == {0, 40, 50, 60}
+        for name, mask in ("train", train), ("val", ~train):
+            assert (since[mask] > 0).float().mean().item() == pytest.approx(run.log[-1][f"{name}_acc"], abs=1e-6)
+
+
+# --- transfer_entropy.py --------------------------------------------------------------------------
+
+def test_transfer_entropy_of_a_noisy_copy_is_the_channels_capacity_in_its_own_direction_and_lag():
+    """t follows a fair coin s after `lag` evaluations, with errors: ln 2 - H(errors) nats that way, 0 the other way and at another lag. Of a copy without
+    delay, or of what t's own past tells, nothing is transferred."""
+    random = np.random.default_rng(0)
+    s = random.integers(2, size=(4, 5000))
+    for lag, errors in (1, 0.0), (1, 0.1), (3, 0.2):
+        t = np.roll(s, lag, 1) ^ (random.random(s.shape) < errors)
+        t[:, :lag] = 0
+        capacity = math.log(2) + sum(q * math.log(q) for q in (errors, 1 - errors) if q)
+        assert te.transfer_entropy(s, t, lag) == pytest.approx(capacity, abs=0.01) and capacity > 0.19
+        assert te.transfer_entropy(t, s, lag) < 0.001 and te.transfer_entropy(s, t, lag + 1) < 0.001
+    assert te.transfer_entropy(s, s) == pytest.approx(0, abs=1e-9)
+    clock = np.arange(5000)[None].repeat(4, 0) % 3            # has its next value from its own past
+    assert te.transfer_entropy((clock + 1) % 3, clock) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_control_has_what_curves_share_and_the_excess_what_a_run_has_of_its_own():
+    """Three runs: a trend of all, whose past tells of a target that has none; and a coin of each run's own."""
+    random = np.random.default_rng(1)
+    trend = random.integers(2, size=(1, 4000)).repeat(3, 0)
+    shared, own = te.with_control(trend, np.roll(trend, 1, 1), 1), random.integers(2, size=(3, 4000))
+    assert shared == pytest.approx([math.log(2)] * 2, abs=0.01)
+    assert te.with_control(own, np.roll(own, 1, 1), 1) == pytest.approx([math.log(2), 0], abs=0.01)
+
+
+def test_the_table_is_of_runs_that_differ_in_seed_alone(tmp_path, capsys):
+    """Two groups in the folders of grok.py, with made curves: in one val follows train in updates 210 to 400 alone, in the other train follows val."""
+    random = np.random.default_rng(2)
+    for lr in 0.001, 0.002:
+        runs = [grok.Run(c, "") for c in grok.Config.grid(**TINY, lr=lr, seed=range(15))]
+        records = grok.Records(tmp_path / str(lr), runs, True, grok.contextlib.ExitStack())
+        for run in runs:
+            coin, other = random.integers(2, size=(2, 61))
+            follows = np.where((np.arange(61) > 20) & (np.arange(61) <= 40), np.roll(coin, 1), other) if lr == 0.001 else np.roll(coin, 1)
+            pair = (coin, follows) if lr == 0.001 else (follows, coin)
+            for step in (1, 2, 5, *range(10, 610, 10)):       # those before 10 are no multiple of eval_every
+                train, val = (0.5 if step % 10 else float(curve[step // 10]) for curve in pair)
+                records.add(run, dict(step=step, train_acc=train, val_acc=val, seconds=1.0))
+    assert te.main([str(tmp_path), "--window", "20"]) == 0
+    head, rule, *lines = capsys.readouterr().out.splitlines()
+    assert "train_acc → val_acc" in head and head.count("|") == rule.count("|") == 6
+    cells = [[cell.strip() for cell in text.strip("|").split("|")] for text in lines]
+    assert [(cell[0], cell[1]) for cell in cells] == [("lr 0.001", "15"), ("lr 0.002", "15")]
+    number = lambda cell: [float(part.strip("():")) for part in cell.replace("–", " ").split()]
+    (there, back, most), (_, forth, _) = ([number(cell) for cell in row[2:]] for row in cells)
+    assert 0.02 < there[0] < 0.2 and max(there[1], *back) < 0.01 and forth == pytest.approx([math.log(2), 0], abs=0.01)
+    assert most[0] == pytest.approx(210, abs=10) and most[1] == most[0] + 190 and most[2] > 0.6
+
+
+def test_what_cannot_be_computed_is_said_in_a_line(tmp_path, capsys):
+    grok.train(grok.Config.grid(**TINY, seed=[0, 1]), out=tmp_path / "two", quiet=True)
+    grok.train(grok.Config(**TINY), out=tmp_path / "one", quiet=True)
+    (tmp_path / "none").mkdir()
+    for given, said in ((["none"], "no metrics.csv"), (["one", "--window", "3"], "1 runs share 3"), (["two"], "--window"), (["two", "--window", "3", "--lag", "2"], "--lag"),
+                        (["two", "--window", "3", "--bins", "1"], "--bins"),
+                        (["two", "--window", "3", "--target", "gini"], "--target gini: must be columns")):
+        assert te.main([str(tmp_path / given[0]), *given[1:]]) == 2
+        out, err = capsys.readouterr()
+        assert said in err and err.count("\n") == 1 and not out
+    assert te.main([str(tmp_path / "two"), "--window", "3", "--source", "weight_norm"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| x_plus_y | 2 | ")

@@ -1,0 +1,80 @@
+"""Transfer entropy (Pomarico et al. 2025, arXiv 2507.23346): what the past of a series tells of the
+next value of another beyond that one's own past; theirs, between a tensor network's class masks.
+Here, of two columns of metrics.csv: T(s → t) = I(t now; s `lag` evaluations ago | t last), in nats,
+by counts in equal bins, over runs that differ in seed alone. In brackets is the control, with other
+runs as source: what curves share that rise together, and the bias of counting; only the excess
+counts. The last column is the window of evaluations with most excess of source → target.
+
+    python grok.py --recipe fast --frac 0.3 --until 0 --steps 2000 --seed 0 1 2 3 4 5 --out runs/te
+    python studies/transfer_entropy.py runs/te
+"""
+import argparse, csv, sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import grok
+import numpy as np
+
+def entropy(*series):  # of their joint values, symbols, in nats
+    counts = np.unique(np.stack([s.ravel() for s in series]), axis=1, return_counts=True)[1]
+    return -(counts / counts.sum() * np.log(counts / counts.sum())).sum()
+
+def transfer_entropy(source, target, lag=1):
+    """Of symbols (runs, evaluations): H(now | last) - H(now | last, past)."""
+    past, last, now = source[:, :-lag], target[:, lag - 1:-1], target[:, lag:]
+    return entropy(now, last) - entropy(last) - entropy(now, last, past) + entropy(last, past)
+
+def with_control(source, target, lag):
+    T = [transfer_entropy(np.roll(source, k, 0), target, lag) for k in range(len(source))]
+    return T[0], np.mean(T[1:])
+
+def read(folders):
+    """{settings but the seed: {seed: {step: row}}} of the metrics.csv in and below the folders."""
+    groups = {}
+    for file in (file for folder in folders for file in sorted(Path(folder).rglob("metrics.csv"))):
+        for cells in csv.reader(file.read_text().splitlines()):
+            if "step" in cells:                              # a header; a file may hold several
+                names, step, seconds = cells, cells.index("step"), cells.index("seconds")
+            else:
+                row, settings = dict(zip(names, cells)), names[:step] + names[seconds + 1:]
+                key = tuple((name, row[name]) for name in settings if name != "seed")
+                groups.setdefault(key, {}).setdefault(row["seed"], {})[int(row["step"])] = row
+    grok.refuse(not groups, f"{' '.join(folders)}: no metrics.csv there has a run in it")
+    return groups
+
+def line(runs, every, source, target, lag, bins, window):  # of a group's {seed: {step: row}}
+    steps = [n for n in sorted(set.intersection(*map(set, runs.values()))) if n % every == 0]
+    grok.refuse(not 0 < lag < window - 1 < len(steps) or bins < 2 or len(runs) < 2,
+                f"{len(runs)} runs share {len(steps)} evaluations: must be 2 runs or more, --bins 2"
+                " or more, --lag 1 or more, --window from --lag + 2 to the evaluations shared")
+    grok.refuse(any({source, target} - run[steps[0]].keys() for run in runs.values()),
+                f"--source {source}, --target {target}: must be columns of metrics.csv")
+    s, t = (np.array([[float(run[n][name]) for n in steps] for run in runs.values()])
+            for name in (source, target))
+    s, t = (np.digitize(v, np.linspace(v.min(), v.max(), bins + 1)[1:-1]) for v in (s, t))
+    T = ["{:z.3f} ({:z.3f})".format(*with_control(*ab, lag)) for ab in ((s, t), (t, s))]
+    parts = [slice(i, i + window) for i in range(len(steps) - window + 1)]
+    excess = [np.subtract(*with_control(s[:, i], t[:, i], lag)) for i in parts]
+    most = steps[parts[np.argmax(excess)]]
+    return str(len(runs)), *T, f"{most[0]}–{most[-1]}: {max(excess):.3f}"
+
+def main(argv=None):
+    cli = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split(":")[0])
+    cli.add_argument("folders", nargs="+")
+    for name, usual in dict(source="train_acc", target="val_acc", lag=1, bins=4, window=10).items():
+        cli.add_argument(f"--{name}", type=type(usual), default=usual, help=f"[{usual}]")
+    given = vars(cli.parse_args(argv))
+    try:
+        groups, arrow = read(given.pop("folders")), "{source} → {target} | {target} → {source}"
+        table = [("", "runs", arrow.format(**given), "most, in updates"), ["---"] * 5]
+        for key, runs in groups.items():
+            title = ", ".join(" ".join(own) for own in key if not all(own in k for k in groups))
+            table.append((title or key[0][1], *line(runs, int(dict(key)["eval_every"]), **given)))
+        print(*("| " + " | ".join(cells) + " |" for cells in table), sep="\n")
+        return 0
+    except (grok.UsageError, OSError) as error:
+        print(f"transfer_entropy.py: {error}", file=sys.stderr)
+        return 2
+
+if __name__ == "__main__":
+    sys.exit(main())
