@@ -114,14 +114,14 @@ class Config:
     heads: int = setting(4, "attention heads, which share the width", "[1, inf)", shared=True)
     dropout: float = setting(0.0, "dropout on the feed-forward branch", "[0, 1)")
     init_scale: float = setting(1.0, "factor on all initial weights but LayerNorm's", "(0, inf)")
-    embed_init_scale: float = setting(1.0, "factor on the embedding's, on top", "(0, inf)")
+    embed_init_scale: float = setting(1.0, "further factor on the embedding's", "(0, inf)")
     position_scale: float = setting(1.0, "factor on the fixed positions", "[0, inf)", shared=True)
     batch_size: int = setting(512, "equations in a batch at most; 0 = full batch", "[0, inf)")
-    batch_frac: float = setting(0.5, "and this part of the training set, unless full", "(0, 1]")
+    batch_frac: float = setting(0.5, "share of the training set in a batch at most", "(0, 1]")
     lr: float = setting(1e-3, "learning rate after warm-up", "(0, inf)")
     warmup: int = setting(10, "updates of linear warm-up", "[0, inf)", shared=True)
     beta1: float = setting(0.9, "AdamW's decay rate of the gradient's mean", "[0, 1)", shared=True)
-    beta2: float = setting(0.98, "and of its square's", "[0, 1)", shared=True)
+    beta2: float = setting(0.98, "and AdamW's of its square", "[0, 1)", shared=True)
     eps: float = setting(1e-8, "AdamW's epsilon", "[0, inf)", shared=True)
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
     decay_to: str = setting("origin", "pull of decay: origin or init", ("origin", "init"))
@@ -443,13 +443,13 @@ class Stack:
 
     def measure(self):
         """The columns (R,) of an evaluation, without dropout or noise: loss and accuracy on all
-        training and on all validation equations, and the norm of the weights."""
-        loss, hit = self.over_table(lambda logits, labels: torch.stack(
+        training and on all validation equations, and the norm of the weights. Sets hit (R, N)."""
+        loss, self.hit = self.over_table(lambda logits, labels: torch.stack(
             [cross_entropy(logits, labels), (logits.argmax(2) == labels).float()]))
         columns = {}
         for name, mask in ("train", self.train), ("val", ~self.train):       # (R, N)
             columns[f"{name}_loss"] = (loss * mask).sum(1) / mask.sum(1)
-            columns[f"{name}_acc"] = (hit * mask).sum(1) / mask.sum(1)
+            columns[f"{name}_acc"] = (self.hit * mask).sum(1) / mask.sum(1)
         return columns | {"weight_norm": self.W.norm(dim=1)}
 
 # --- 5. Training, from a list of Configs to the rows of metrics.csv. ------------------------------
