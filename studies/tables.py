@@ -21,7 +21,8 @@ READMES = STUDIES.parent / "README.md", STUDIES / "README.md"
 MARKER = r"(<!-- ([\w-]+\.csv): (.*?): (.*?) -->)"
 TITLES = dict(train_99="99 % of training", val_99="99 % of validation", reached="reached 99 %",
               then_val_acc="validation then", low_val_acc="lowest later", frac="of the table",
-              best_val_acc="best accuracy", last_val_acc="last accuracy", seconds="seconds a run")
+              best_val_acc="best accuracy", last_val_acc="last accuracy", steps="updates in all",
+              seconds="seconds a run")
 
 def said(value):
     if value == math.inf:
