@@ -6,7 +6,7 @@
 """Grokking (Power et al. 2022, arXiv 2201.02177) in one file: a small transformer sees part of the
 table of a binary operation, memorises it and, much later, suddenly knows the rest.
 
-    python grok.py --op x_div_y --frac 0.5                 the paper's recipe: minutes on two cores
+    python grok.py --op x_div_y --frac 0.5                 the paper's recipe: a minute or two
     python grok.py --recipe fast --expect 0.99             the same jump in seconds, as a CI gate
     python grok.py --op s5_xy --frac 0.4 0.5 --seed 0 1 2  a grid of runs
     python grok.py --resume runs/DIR                       goes on, to the same metrics
