@@ -681,7 +681,7 @@ def checked(f, given):
     allowed, said = f.metadata["allowed"], f"{flag(f.name)} {str(given)[:60]}: must be"
     if f.type is str:
         refuse(allowed and str(given) not in allowed, f"{said} one of {', '.join(allowed or '')}")
-        refuse("," in str(given), f"{said} without a comma, for metrics.csv")
+        refuse("," in str(given) or not str(given).isprintable(), f"{said} without a comma or tab")
         return str(given)
     low, high = map(float, allowed[1:-1].split(","))
     with contextlib.suppress(TypeError, ValueError, OverflowError):
