@@ -291,7 +291,7 @@ def markdown(runs):
 def rows_of(runs):
     """A row of text for each run: its settings and what came of it; empty where it never did.
     then_val_acc is the validation accuracy when training reaches 99 %, low_val_acc the lowest more
-    than 200 updates after validation did."""
+    than 200 updates after validation did, last_… what else was measured at the end."""
     for settings, rows in runs:
         train, val = (reached(rows, column) for column in ACCURACIES)
         then = [row["val_acc"] for row in rows if row["step"] == train]
@@ -299,7 +299,9 @@ def rows_of(runs):
         yield dict(settings, train_99="" if train == math.inf else train,
                    val_99="" if val == math.inf else val, then_val_acc=min(then, default=""),
                    best_val_acc=best(rows), low_val_acc=min(after, default=""),
-                   last_val_acc=last(rows), steps=rows[-1]["step"], seconds=rows[-1]["seconds"])
+                   last_val_acc=last(rows), steps=rows[-1]["step"], seconds=rows[-1]["seconds"],
+                   **{f"last_{name}": value for name, value in rows[-1].items()
+                      if name not in ("step", "seconds", *ACCURACIES)})
 
 def write_file(path, data):
     """Puts bytes at `path` as a whole or not at all."""
@@ -318,7 +320,8 @@ def draw(runs, folder):
 
 def write_rows(runs, file):
     rows, text = list(rows_of(runs)), io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = csv.DictWriter(text, names, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_file(file, text.getvalue().encode())

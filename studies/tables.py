@@ -9,6 +9,7 @@ other runs, and `lr?` keeps, of the groups that differ in it, the one that first
 validation accuracy. WHAT is said of a group: `n`, its number of runs; `reached`, how many reached
 99 %; of a column, its median and range (updates that are not there are "never"); and by `/lr=1`
 updates to 99 % by those of the control with lr 1, run by run: equal in seed and the rest of BY.
+<!-- FILE.py -->lines<!-- --> is the length of a file.
 """
 import csv
 import math
@@ -64,12 +65,14 @@ def groups(runs, by):
             first[rest] = rank, group
     return names, free, [group for _, group in first.values()]
 
-def ratios(group, names, free, control, found):
-    """Updates to 99 % of each run of a group by those of its control; the setting is `control`."""
-    setting, value = control.split("=")
-    same = [name for name in names if name not in free and name != setting]
-    other, = (g for g in found if g[0][setting] == value
-              and all(g[0][name] == group[0][name] for name in same))
+def ratios(group, runs, by, control):
+    """Updates to 99 % of each run of a group by those of its control, the runs that have `control`,
+    setting=value, and else the same of BY."""
+    setting = control.split("=")[0]
+    words = [word for word in by.split() if word.partition("=")[0] != setting]
+    names, free, found = groups(runs, " ".join([*words, control]))
+    same = [name for name in names if name not in free]
+    other, = (g for g in found if all(g[0][name] == group[0][name] for name in same))
     mine, theirs = ({run["seed"]: v for run, v in zip(runs, values(runs, "val_99"))}
                     for runs in (group, other))
     return [mine[seed] / theirs[seed] for seed in mine if theirs[seed] < math.inf]
@@ -77,8 +80,8 @@ def ratios(group, names, free, control, found):
 def cells(file, by, what):
     """The table as lists of text: the titles, then a row for each group."""
     with open(STUDIES / "results" / file, newline="") as opened:
-        names, free, found = groups(list(csv.DictReader(opened)), by)
-    what = what.split()
+        runs, what = list(csv.DictReader(opened)), what.split()
+    names, _, found = groups(runs, by)
     yield [TITLES.get(w, f"by that of {w[1:]}" if w[0] == "/" else w) for w in [*names, *what]]
     for group in found:
         row = [group[0][name] for name in names]
@@ -88,7 +91,7 @@ def cells(file, by, what):
             elif w == "reached":
                 row.append(f"{sum(v < math.inf for v in values(group, 'val_99'))} of {len(group)}")
             elif w[0] == "/":
-                by_that = ratios(group, names, free, w[1:], found)
+                by_that = ratios(group, runs, by, w[1:])
                 row.append(spread(by_that) if by_that else "control never")
             else:
                 row.append(spread(values(group, w)))
@@ -100,10 +103,14 @@ def table(match):
 
 def sentence(match):
     _, row = cells(*match.groups()[1:4])
-    return f"{match[1]}{', '.join(row)}<!-- -->"
+    return f"{match[1]}{', '.join(row[-len(match[4].split()):])}<!-- -->"
+
+def length(match):
+    return f"{match[1]}{(STUDIES / match[2]).read_text().count(chr(10))}<!-- -->"
 
 def computed(text):
     """A README with its numbers computed anew."""
+    text = re.sub(r"(<!-- (\w+\.py) -->)[^\n]*?<!-- -->", length, text)
     text = re.sub(f"^{MARKER}\n(?:\\|.*\n)*", table, text, flags=re.M)
     return re.sub(f"{MARKER}[^\n]*?<!-- -->", sentence, text)
 

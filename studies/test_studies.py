@@ -162,6 +162,7 @@ def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsy
     assert [tuple(map(row.get, names)) for row in rows] == [
         ("0.001", "0", "100", "1000", "0.5", "0.99", "0.7", "0.7", "9000"), ("0.001", "1", "100", "3000", "0.5", "1.0", "0.7", "0.7", "9000"),
         ("0.001", "2", "100", "", "0.5", "0.98", "", "0.7", "9000"), ("0.002", "0", "100", "400", "0.5", "0.995", "0.7", "0.7", "9000")]
+    assert {tuple(row[f"last_{name}"] for name in ("train_loss", "val_loss", "weight_norm")) for row in rows} == {("1.0", "2.3", "9.0")}
 
 
 def test_what_grok_writes_is_what_is_read(tmp_path):
@@ -380,10 +381,14 @@ def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, mon
         ["0", "0.1", "2", "2 of 2", "200 (100–300)", "1"], ["10", "0.01", "2", "2 of 2", "65 (40–90)", "0.350 (0.300–0.400)"]]
     assert list(tables.cells("made.csv", "op=a speed=10 lr", "val_99 best_val_acc"))[1:] == [
         ["0.01", "65 (40–90)", "1"], ["0.1", "never (50–never)", "0.870 (0.750–0.990)"]]
+    assert list(tables.cells("made.csv", "op=a speed=10 lr?", "/speed=0"))[1:] == [["0.01", "0.350 (0.300–0.400)"]]
     text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
     assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n\ny"
     inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
     assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
+    assert tables.computed("<!-- made.csv: op=b lr?: val_99 -->?<!-- -->") == "<!-- made.csv: op=b lr?: val_99 -->7<!-- -->"
+    (tmp_path / "three.py").write_text("1\n\n3\n")
+    assert tables.computed("<!-- three.py -->?<!-- --> lines") == "<!-- three.py -->3<!-- --> lines"
 
 
 def test_the_readmes_say_what_the_results_say():
