@@ -5,6 +5,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
+import exponentiation
+import features
 import grok
 import llm
 import numpy as np
@@ -14,6 +16,7 @@ import spectra
 import torch
 import tracing
 import transfer_entropy as te
+import unified
 
 from grok import Config
 from test_interventions import TINY, stack_of
@@ -415,3 +418,85 @@ def test_what_cannot_be_computed_is_said_in_a_line(tmp_path, capsys):
         assert said in err and err.count("\n") == 1 and not out
     assert te.main([str(tmp_path / "two"), "--window", "3", "--source", "weight_norm"]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("| x_plus_y | 2 | ")
+
+
+# --- features.py ----------------------------------------------------------------------------------
+
+def test_strength_is_the_alignment_of_two_centred_kernels_and_the_readout_least_squares():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 50)
+    Y, H = np.eye(4)[labels], random.normal(size=(50, 6)) + 3
+    centre = np.eye(50) - 1 / 50
+    K, L = (centre @ M @ M.T @ centre for M in (H, Y))
+    strength = lambda *M: features.strength(*map(torch.from_numpy, M)).item()
+    assert strength(H, Y) == pytest.approx((K * L).sum() / np.linalg.norm(K) / np.linalg.norm(L)) and 0 < strength(H, Y) < 0.5
+    assert strength(Y @ random.normal(size=(4, 4)), Y) > strength(H, Y) and strength(2 * Y + 1, Y) == pytest.approx(1)
+    others, design = random.normal(size=(9, 6)), np.c_[H, np.ones(50)]
+    expected = np.c_[others, np.ones(9)] @ np.linalg.lstsq(design, Y, rcond=None)[0]
+    assert np.allclose(features.readout(*map(torch.from_numpy, (H, Y, others))), expected, atol=1e-3)
+
+
+def test_features_are_what_the_output_layer_reads_and_the_scale_is_in_the_loss_alone():
+    stack = stack_of(features.Features, features.Config, output_scale=[1.0, 3.0], layers=2)
+    head, logits = stack.model.weights(stack.W)["head"], stack.over_table(lambda z, y: z.mT).mT
+    assert torch.allclose(stack.features() @ head, logits, atol=1e-5) and torch.equal(stack.over_table(lambda z, y: z.mT).mT, logits)
+    losses = stack.losses(logits, stack.labels)
+    for row, scale in enumerate((1, 3)):
+        assert torch.allclose(losses[row], torch.nn.functional.cross_entropy(scale * logits[row], stack.labels[row], reduction="none"), atol=1e-5)
+    columns = stack.measure()
+    assert torch.equal(columns["val_loss"], grok.Stack.measure(stack)["val_loss"])
+    hot = torch.nn.functional.one_hot(stack.labels, 13).float()
+    stack.features = lambda: hot[..., :16]                                    # features that name the answer
+    assert stack.measure()["quality"].tolist() == [1, 1] and torch.allclose(stack.measure()["strength"], torch.ones(2).double())
+    stack.features = lambda: torch.full((2, 121, 16), torch.nan)
+    assert stack.measure()["quality"].isfinite().all()
+
+
+# --- exponentiation.py ----------------------------------------------------------------------------
+
+def test_reciprocal_training_sets_are_closed_under_exchange_and_of_the_size_asked_for():
+    stack = stack_of(exponentiation.Exponentiation, exponentiation.Config, op="x_pow_y", reciprocal=[0, 1], frac=[0.3, 0.7], seed=[0, 1])
+    for run, x, y, train in zip(stack.runs, stack.x, stack.y, stack.train):
+        pairs = set(zip(x[train].tolist(), y[train].tolist()))
+        assert len(pairs) - run.config.sizes()[2] in (0, run.config.reciprocal)
+        assert ({(b, a) for a, b in pairs} == pairs) == run.config.reciprocal
+    assert not torch.equal(stack.train[4], stack.train[5])                    # each seed its own
+
+
+@pytest.mark.parametrize("planted", ["gini_log", "gini_plain"])
+def test_gini_sees_a_wave_in_its_own_order_alone(planted):
+    """2 is a primitive root mod 11, the least. A wave of one frequency has a Gini coefficient of 1 - 1/n among n = 5."""
+    position = {pow(2, i, 11): i for i in range(10)} if planted == "gini_log" else {z: z - 1 for z in range(1, 11)}
+    stack = stack_of(exponentiation.Exponentiation, exponentiation.Config)
+    embed = stack.model.weights(stack.W)["embed"]
+    embed[:] = 0
+    for z in range(1, 11):
+        embed[0, z, 3] = math.cos(2 * math.pi * 3 * position[z] / 10 + 1)
+    columns = stack.measure()
+    assert columns.pop(planted).item() == pytest.approx(0.8, abs=1e-3)
+    assert all(columns[name].item() < 0.7 for name in {"gini_log", "gini_plain", "gini_random"} - {planted})
+
+
+def test_exponentiation_wants_all_pairs_mod_an_odd_prime(capsys):
+    for arguments, said in ["--op s5_xy", "odd prime"], ["--reciprocal 1", "lacks"], ["--op x_pow_y --p 2", "odd prime"], ["--op x_pow_y --p 9", "odd prime"]:
+        assert grok.main(arguments.split(), exponentiation.Config, exponentiation.Exponentiation) == 2
+        assert said in capsys.readouterr().err
+
+
+# --- unified.py -----------------------------------------------------------------------------------
+
+def test_the_four_courses_and_what_most_seeds_do():
+    times = {(None, None): "neither", (100, None): "memorised", (100, 200): "grokked", (100, 199): "at once", (None, 50): "at once", (300, 100): "at once"}
+    assert {pair: unified.course(*pair) for pair in times} == times
+    group = [(unified.course(*pair), *pair) for pair in ((100, 900), (200, None), (300, 1000))]
+    assert unified.said(group) == ("grokked", "200 / 1,000")
+    assert unified.said([(unified.course(100, None), 100, None)]) == ("memorised", "100 / never")
+
+
+def test_the_map_of_a_folder(tmp_path, capsys):
+    grok.train(Config.grid(**TINY | dict(steps=5), frac=[0.4, 0.6], seed=[0, 1]) + [Config(**TINY | dict(width=8, steps=5))], out=tmp_path, quiet=True)
+    assert unified.main(tmp_path) == 0 and (tmp_path / "unified.png").stat().st_size > 5000
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["width", width, "fraction", frac, "neither", "never", "/", "never", "n", "=", n]
+        for width, frac, n in (("8", "0.5", "1"), ("16", "0.4", "2"), ("16", "0.6", "2"))]
+    assert unified.main(tmp_path / "nowhere") == 2 and capsys.readouterr().err.count("\n") == 1
