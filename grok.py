@@ -779,7 +779,7 @@ def main(argv=None, config=Config, method=Stack):
         if "list_ops" not in given:
             return command(given, config, method)
         for name, op in OPS.items():
-            n, N, *_ = config(op=name, p=given.get("p", [97])[0]).sizes()
+            n, N, *_ = Config(op=name, p=given.get("p", [97])[0]).sizes()
             say(f"{name:32} {op.formula:38} 0 ≤ x < {n}, {op.y_from} ≤ y < {n}: {N:,}")
         return 0
     except (UsageError, OSError) as error:

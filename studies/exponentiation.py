@@ -25,10 +25,11 @@ class Config(grok.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        p, whole = self.p, self.sizes()[1] == self.p ** 2
-        grok.refuse(self.op.startswith("s5") or p < 3 or not all(p % d for d in range(2, p)),
+        p, (_, N, n_train, _) = self.p, self.sizes()
+        grok.refuse(grok.OPS[self.op].n or p < 3 or not all(p % d for d in range(2, p)),
                     f"--op {self.op} --p {p}: must be modulo an odd prime, as x_pow_y is")
-        grok.refuse(self.reciprocal and not whole, f"--reciprocal 1: {self.op} lacks some pairs")
+        grok.refuse(self.reciprocal and (N < p**2 or n_train + 1 == N or self.outliers),
+                    "--reciprocal 1: must be with all pairs, two validation equations, no outliers")
 
 def orders(p):
     """The elements 1 … p - 1 in three orders: name -> (p - 1,)."""

@@ -6,7 +6,8 @@ Features are what the output layer reads, h (N, D). Strength is their centred ke
 the answers over the training equations, ‖HᵀY‖² / (‖HᵀH‖ ‖YᵀY‖), with Frobenius norms and centred H
 and one-hot Y, from 0 to 1. Quality is the validation accuracy of a new output layer, fitted to the
 training equations by least squares (ridge 1e-4 of the mean square). --output-scale multiplies the
-logits in the loss that is trained on, not in the columns: a large one is lazy, the control is 1.
+logits in the loss that is trained on, not in the columns, at the same lr: a large one is lazy, the
+control is 1.
 
     python studies/features.py --recipe fast --frac 0.3 --output-scale 0.25 1 4 --seed 0 1 2
 """
@@ -39,7 +40,7 @@ def readout(H, Y, others):
     mean, centre = H.mean(0), Y.mean(0)
     H = H - mean
     ridge = 1e-4 * H.square().mean() * len(H) + 1e-30
-    inverse = torch.linalg.inv(H.T @ H + ridge * torch.eye(H.shape[1], device=H.device))
+    inverse = torch.linalg.inv(H.T @ H + ridge * torch.eye(H.shape[1]))
     return (others - mean) @ (inverse @ (H.T @ (Y - centre))) + centre
 
 class Features(grok.Stack):
@@ -56,8 +57,9 @@ class Features(grok.Stack):
 
     def measure(self):
         columns, values = super().measure(), []
-        for h, labels, train in zip(self.features(), self.labels, self.train):
-            h = h.double().nan_to_num()                      # of a run that diverged
+        tables = (table.cpu() for table in (self.features(), self.labels, self.train))
+        for h, labels, train in zip(*tables):
+            h = h.double().nan_to_num(0, 0, 0)               # of a run that diverged
             Y = F.one_hot(labels[train], self.model.n).double()
             hits = readout(h[train], Y, h[~train]).argmax(1) == labels[~train]
             values.append(torch.stack([strength(h[train], Y), hits.double().mean()]))

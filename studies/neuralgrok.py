@@ -1,14 +1,14 @@
 r"""NeuralGrok (Zhou et al. 2025, arXiv 2504.17243): a small network, the amplifier, learns to weigh
 the components of the gradient so that equations kept from training are answered better, and ends
 the wait up to three times sooner. Each tensor's gradient becomes p ⊙ g / ‖p ⊙ g‖, where p is the
-softmax over the components g_i of amplifier(g_i), one ReLU layer. After --inner updates each, the
-amplifier takes an AdamW step down the loss on a fiftieth or so of the training equations, which the
-transformer is not trained on, as it would be after one step of descent with weighted gradients.
+softmax over the components g_i of amplifier(g_i), a ReLU layer. In every --inner-th update the
+amplifier first takes an AdamW step down the loss on a tenth of a batch of training equations, the
+outer ones, as it would be after one step along weighted gradients. The transformer is not trained
+on these, although train_acc counts them. The work's by-product, g / ‖g‖ alone, is --amplifier 0. So
+is its released src/model.py, where the softmax is over the amplifier's only output: it is 1. (That
+amplifier has three layers and dropout.) The control is --neuralgrok 0, trained on all.
 
-The work's by-product, g / ‖g‖ alone, is --amplifier 0. (So is its released src/model.py: there the
-softmax is over the amplifier's only output, which makes it 1.) The control is --neuralgrok 0.
-
-    python studies/neuralgrok.py --recipe fast --frac 0.3 --neuralgrok 0 1 --amplifier 0 64
+    python studies/neuralgrok.py --recipe fast --frac 0.3 --neuralgrok 0 1 --seed 0 1 2
 """
 import sys
 from dataclasses import dataclass
@@ -25,7 +25,11 @@ LOOK_AHEAD, LR, DECAY = 1e-3, 1e-4, 1e-6  # the authors': of descent; of AdamW o
 class Config(grok.Config):
     neuralgrok: int = grok.setting(0, "1: gradients are weighted and normalised", "[0, 1]")
     amplifier: int = grok.setting(64, "its hidden units; 0 = normalised alone", "[0, 4096]", True)
-    inner: int = grok.setting(2, "updates between those of the amplifier", "[1, inf)", True)
+    inner: int = grok.setting(2, "updates from one of its own to the next", "[1, inf)", True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        grok.refuse(self.neuralgrok and self.sizes()[2] < 2, "--neuralgrok 1: needs two equations")
 
 class NeuralGrok(grok.Stack):
     state = *grok.Stack.state, "phi", "phi_m", "phi_v"  # (R, 3 H): the amplifier and its moments
@@ -55,7 +59,7 @@ class NeuralGrok(grok.Stack):
         parts = []
         for g in grad.split(self.model.sizes, 1):
             p = (torch.relu(g[..., None] * w + b) @ v.mT)[..., 0].softmax(1)             # (R, size)
-            parts.append(p * g / (p * g).norm(dim=1, keepdim=True).clamp(min=1e-30))
+            parts.append(torch.nn.functional.normalize(p * g, dim=1, eps=1e-18))
         return torch.cat(parts, 1)
 
     def gradient(self, rows):

@@ -8,7 +8,8 @@ it. BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_
 other runs, and `lr?` keeps, of the groups that differ in it, the one that first reaches 99 % of
 validation accuracy. WHAT is said of a group: `n`, its number of runs; `reached`, how many reached
 99 %; of a column, its median and range (updates that are not there are "never"); and by `/lr=1`
-updates to 99 % by those of the control with lr 1, run by run: equal in seed and the rest of BY.
+updates to 99 % by those of the control with lr 1, seed by seed, equal in the rest of BY but what
+has a question mark: there each takes its own best.
 <!-- FILE.py -->lines<!-- --> is the length of a file.
 """
 import csv
@@ -75,7 +76,7 @@ def ratios(group, runs, by, control):
     other, = (g for g in found if all(g[0][name] == group[0][name] for name in same))
     mine, theirs = ({run["seed"]: v for run, v in zip(runs, values(runs, "val_99"))}
                     for runs in (group, other))
-    return [mine[seed] / theirs[seed] for seed in mine if theirs[seed] < math.inf]
+    return [mine[seed] / theirs[seed] for seed in mine if theirs.get(seed, math.inf) < math.inf]
 
 def cells(file, by, what):
     """The table as lists of text: the titles, then a row for each group."""
@@ -92,7 +93,8 @@ def cells(file, by, what):
                 row.append(f"{sum(v < math.inf for v in values(group, 'val_99'))} of {len(group)}")
             elif w[0] == "/":
                 by_that = ratios(group, runs, by, w[1:])
-                row.append(spread(by_that) if by_that else "control never")
+                pairs = f", n = {len(by_that)}" * (len(by_that) < len(group))
+                row.append(spread(by_that) + pairs if by_that else "control never")
             else:
                 row.append(spread(values(group, w)))
         yield row

@@ -65,7 +65,7 @@ ON = [(grokfast, [dict(grokfast=2.0), dict(grokfast=0.5, grokfast_alpha=0.5)]),
       (ticket, [dict(ticket="run", control=control) for control in ("magnitude", "random", "norm")] + [NOISE | dict(ticket="run")]),
       (efficiency, [dict(go_on="run"), dict(go_on="run", frac=0.3)]),
       (nonstationary, [dict(project=1), dict(rewarm=3, rewarm_lr=0.02)]),  # the checkpoint is of the second warm-up
-      (neuralgrok, [dict(neuralgrok=1, amplifier=3), dict(neuralgrok=1, amplifier=3, inner=5, grad_clip=0.1), dict(neuralgrok=1, amplifier=0)]),
+      (neuralgrok, [dict(neuralgrok=1), dict(neuralgrok=1, inner=5, grad_clip=0.1), dict(neuralgrok=1, amplifier=0)]),
       (grokalign, [dict(grokalign=0.01), dict(grokalign=1.0)]),
       (progress, [dict(seed=1)]), (tracing, [dict(seed=1)]), (llm, [dict(seed=1)]),
       (features, [dict(output_scale=4.0)]), (exponentiation, [dict(reciprocal=1)]),
@@ -378,50 +378,48 @@ def test_nonstationary_projects_each_matrix_and_warms_the_learning_rate_up_again
 
 # --- neuralgrok.py --------------------------------------------------------------------------------
 
-def amplifier(phi, H):
-    """A run's amplifier as torch's own layers."""
-    net = torch.nn.Sequential(torch.nn.Linear(1, H), torch.nn.ReLU(), torch.nn.Linear(H, 1, bias=False)).double()
-    for parameter, value in zip(net.parameters(), phi.double().split(H)):
-        parameter.data = value.reshape(parameter.shape).clone()
-    return net
-
-
-def weigh(net, tensors):
-    each = [g.double() * net(g.double().reshape(-1, 1)).softmax(0).reshape(g.shape) for g in tensors]
-    return [g / g.norm() for g in each]
-
-
 def test_neuralgrok_weighs_each_tensor_and_its_amplifier_goes_down_the_loss_of_the_step_ahead():
-    """g becomes p g / ‖p g‖ with p the softmax over the components of amplifier(g_i), and g / ‖g‖ without one. The amplifier moves on
-    every second update, by torch.optim.AdamW, down the loss of equations that no batch has; all in double precision here."""
-    stack = stack_of(neuralgrok.NeuralGrok, neuralgrok.Config, neuralgrok=1, amplifier=3)
-    outer, rows, first = stack.outer[0], torch.arange(16)[None], stack.phi.clone()
-    grad, H = grok.Stack.gradient(stack, rows), 3
-    net = torch.nn.Sequential(torch.nn.Linear(1, H), torch.nn.ReLU(), torch.nn.Linear(H, 1, bias=False)).double()
-    for parameter, value in zip(net.parameters(), first[0].double().split(H)):
-        parameter.data = value.reshape(parameter.shape)
-    parts = [part[0].double() for part in stack.model.weights(grad).values()]
-    weighted = [g * net(g.reshape(-1, 1)).softmax(0).reshape(g.shape) for g in parts]
-    weighted = torch.cat([(g / g.norm()).flatten() for g in weighted])
+    """g becomes p g / ‖p g‖ with p the softmax over the components of amplifier(g_i), and g / ‖g‖ without one. The amplifier moves in
+    every second update, by torch.optim.AdamW, down the loss of equations that no batch has. The reference is torch's layers in double."""
+    stack = stack_of(neuralgrok.NeuralGrok, neuralgrok.Config, neuralgrok=[0, 1], seed=[0, 1], amplifier=3)
+    rows, first = torch.arange(16).repeat(4, 1), stack.phi.clone()
+    plain, parts = grok.Stack.gradient(stack, rows), {}
+    assert not torch.equal(first[2], first[3]) and not torch.equal(stack.outer[2], stack.outer[3])
+    def weighed(i, net=None):
+        parts = [part[i].double() for part in stack.model.weights(plain).values()]
+        parts = [g * net(g.reshape(-1, 1)).softmax(0).reshape(g.shape) if net else g for g in parts]
+        return torch.cat([(g / g.norm()).flatten() for g in parts])
+    nets = [torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1, bias=False)).double() for _ in range(4)]
+    for net, phi in zip(nets, first):
+        for parameter, value in zip(net.parameters(), phi.double().split(3)):
+            parameter.data = value.reshape(parameter.shape)
     stack.step = 1
-    assert torch.allclose(stack.gradient(rows)[0].double(), weighted, atol=1e-6) and torch.equal(stack.phi, first)
-    logits = stack.model((stack.W[0] - 1e-3 * weighted)[None], stack.x[:, outer], stack.y[:, outer])[0]
-    torch.nn.functional.cross_entropy(logits, stack.labels[0, outer]).backward()
-    torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-6, betas=(0.9, 0.98)).step()
+    odd = stack.gradient(rows)
+    assert torch.equal(odd[:2], plain[:2]) and torch.equal(stack.phi, first)
     stack.step = 2
-    stack.gradient(rows)
-    moved = torch.cat([parameter.data.flatten() for parameter in net.parameters()])
-    assert torch.allclose(stack.phi[0].double(), moved, atol=1e-6) and (moved - first[0]).abs().min() > 5e-5
+    even = stack.gradient(rows)
+    assert torch.equal(even[:2], plain[:2])
+    for i in 2, 3:
+        assert torch.allclose(odd[i].double(), weighed(i, nets[i]), atol=1e-6)
+        outer = stack.outer[i]
+        logits = stack.model((stack.W[i] - 1e-3 * weighed(i, nets[i]))[None], stack.x[i:i + 1, outer], stack.y[i:i + 1, outer])[0]
+        torch.nn.functional.cross_entropy(logits, stack.labels[i, outer]).backward()
+        torch.optim.AdamW(nets[i].parameters(), lr=1e-4, weight_decay=1e-6, betas=(0.9, 0.98)).step()
+        moved = torch.cat([parameter.data.flatten() for parameter in nets[i].parameters()])
+        assert torch.allclose(stack.phi[i].double(), moved, atol=1e-6) and (moved - first[i]).abs().min() > 5e-5
+        assert torch.allclose(even[i].double(), weighed(i, nets[i]), atol=1e-6)
+    bare = stack_of(neuralgrok.NeuralGrok, neuralgrok.Config, neuralgrok=[0, 1], seed=[0, 1], amplifier=0)
+    assert torch.allclose(bare.gradient(rows)[3].double(), weighed(3), atol=1e-6)
 
-    plain = stack_of(neuralgrok.NeuralGrok, neuralgrok.Config, neuralgrok=1, amplifier=0)
-    normalised = torch.cat([(g / g.norm()).flatten() for g in parts])
-    assert torch.allclose(plain.gradient(rows)[0].double(), normalised, atol=1e-6)
-    seen = []
-    stack.update = lambda rows: seen.append(rows)
-    train = stack.train.clone()
+
+def test_no_batch_of_neuralgrok_has_the_outer_equations_and_the_controls_has_all():
+    stack, seen = stack_of(neuralgrok.NeuralGrok, neuralgrok.Config, neuralgrok=[0, 1]), []
+    train, outer = stack.train.clone(), stack.outer[1]
+    stack.update = seen.append
     stack.advance(40)                                                # several epochs of batches
-    assert train[0, outer].all() and torch.equal(stack.train, train)
-    assert set(torch.cat(seen, 1)[0].tolist()) == set(train[0].nonzero()[:, 0].tolist()) - set(outer.tolist())
+    assert train[1, outer].all() and len(set(outer.tolist())) == len(outer) == 1 and torch.equal(stack.train, train)
+    control, mine = (set(rows.flatten().tolist()) for rows in torch.stack(seen, 1))
+    assert control == set(train[0].nonzero()[:, 0].tolist()) and mine == control - set(outer.tolist())
 
 
 # --- grokalign.py ---------------------------------------------------------------------------------

@@ -431,9 +431,10 @@ def test_strength_is_the_alignment_of_two_centred_kernels_and_the_readout_least_
     strength = lambda *M: features.strength(*map(torch.from_numpy, M)).item()
     assert strength(H, Y) == pytest.approx((K * L).sum() / np.linalg.norm(K) / np.linalg.norm(L)) and 0 < strength(H, Y) < 0.5
     assert strength(Y @ random.normal(size=(4, 4)), Y) > strength(H, Y) and strength(2 * Y + 1, Y) == pytest.approx(1)
-    others, design = random.normal(size=(9, 6)), np.c_[H, np.ones(50)]
-    expected = np.c_[others, np.ones(9)] @ np.linalg.lstsq(design, Y, rcond=None)[0]
-    assert np.allclose(features.readout(*map(torch.from_numpy, (H, Y, others))), expected, atol=1e-3)
+    others, scale = random.normal(size=(9, 6)), ((H - H.mean(0)) ** 2).mean()
+    rows = np.r_[np.c_[H, np.ones(50)], np.c_[(1e-4 * scale * 50) ** 0.5 * np.eye(6), np.zeros(6)]]  # ridge as more equations, not on the constant
+    expected = np.c_[others, np.ones(9)] @ np.linalg.lstsq(rows, np.r_[Y, np.zeros((6, 4))], rcond=None)[0]
+    assert np.allclose(features.readout(*map(torch.from_numpy, (H, Y, others))), expected, atol=1e-9)
 
 
 def test_features_are_what_the_output_layer_reads_and_the_scale_is_in_the_loss_alone():
@@ -445,11 +446,13 @@ def test_features_are_what_the_output_layer_reads_and_the_scale_is_in_the_loss_a
         assert torch.allclose(losses[row], torch.nn.functional.cross_entropy(scale * logits[row], stack.labels[row], reduction="none"), atol=1e-5)
     columns = stack.measure()
     assert torch.equal(columns["val_loss"], grok.Stack.measure(stack)["val_loss"])
-    hot = torch.nn.functional.one_hot(stack.labels, 13).float()
-    stack.features = lambda: hot[..., :16]                                    # features that name the answer
+    hot, train = torch.nn.functional.one_hot(stack.labels, 13).float(), stack.train[..., None]
+    stack.features = lambda: hot                                              # features that name the answer
     assert stack.measure()["quality"].tolist() == [1, 1] and torch.allclose(stack.measure()["strength"], torch.ones(2).double())
-    stack.features = lambda: torch.full((2, 121, 16), torch.nan)
-    assert stack.measure()["quality"].isfinite().all()
+    stack.features = lambda: torch.where(train, hot, hot.roll(1, 2))          # in training alone
+    assert stack.measure()["quality"].tolist() == [0, 0] and torch.allclose(stack.measure()["strength"], torch.ones(2).double())
+    stack.features = lambda: torch.where(train, torch.tensor(torch.inf), torch.nan).expand(-1, -1, 16)
+    assert all(stack.measure()[name].isfinite().all() for name in ("strength", "quality"))
 
 
 # --- exponentiation.py ----------------------------------------------------------------------------
@@ -459,7 +462,7 @@ def test_reciprocal_training_sets_are_closed_under_exchange_and_of_the_size_aske
     for run, x, y, train in zip(stack.runs, stack.x, stack.y, stack.train):
         pairs = set(zip(x[train].tolist(), y[train].tolist()))
         assert len(pairs) - run.config.sizes()[2] in (0, run.config.reciprocal)
-        assert ({(b, a) for a, b in pairs} == pairs) == run.config.reciprocal
+        assert ({(b, a) for a, b in pairs} == pairs) == run.config.reciprocal and any(a == b for a, b in pairs)
     assert not torch.equal(stack.train[4], stack.train[5])                    # each seed its own
 
 
@@ -478,9 +481,10 @@ def test_gini_sees_a_wave_in_its_own_order_alone(planted):
 
 
 def test_exponentiation_wants_all_pairs_mod_an_odd_prime(capsys):
-    for arguments, said in ["--op s5_xy", "odd prime"], ["--reciprocal 1", "lacks"], ["--op x_pow_y --p 2", "odd prime"], ["--op x_pow_y --p 9", "odd prime"]:
+    for arguments, said in ["--op s5_xy", "odd prime"], ["--reciprocal 1", "all pairs"], ["--op x_pow_y --reciprocal 1 --outliers 1", "outliers"], ["--op x_pow_y --p 2", "odd prime"], ["--op x_pow_y --p 9", "odd prime"]:
         assert grok.main(arguments.split(), exponentiation.Config, exponentiation.Exponentiation) == 2
         assert said in capsys.readouterr().err
+    assert grok.main(["--list-ops"], exponentiation.Config, exponentiation.Exponentiation) == 0 and "s5_xyx" in capsys.readouterr().out
 
 
 # --- unified.py -----------------------------------------------------------------------------------
@@ -490,7 +494,7 @@ def test_the_four_courses_and_what_most_seeds_do():
     assert {pair: unified.course(*pair) for pair in times} == times
     group = [(unified.course(*pair), *pair) for pair in ((100, 900), (200, None), (300, 1000))]
     assert unified.said(group) == ("grokked", "200 / 1,000")
-    assert unified.said([(unified.course(100, None), 100, None)]) == ("memorised", "100 / never")
+    assert unified.said([(unified.course(*pair), *pair) for pair in ((100, None), (100, 300))]) == ("memorised", "100 / never")  # a tie
 
 
 def test_the_map_of_a_folder(tmp_path, capsys):
@@ -500,3 +504,17 @@ def test_the_map_of_a_folder(tmp_path, capsys):
         ["width", width, "fraction", frac, "neither", "never", "/", "never", "n", "=", n]
         for width, frac, n in (("8", "0.5", "1"), ("16", "0.4", "2"), ("16", "0.6", "2"))]
     assert unified.main(tmp_path / "nowhere") == 2 and capsys.readouterr().err.count("\n") == 1
+    grok.train(Config.grid(**TINY | dict(steps=5), lr=[1e-3, 2e-3]), out=tmp_path / "lr", quiet=True)
+    assert unified.main(tmp_path / "lr") == 2 and "differ" in capsys.readouterr().err
+
+
+def test_the_map_has_fractions_across_and_widths_up_each_in_the_colour_of_its_course(monkeypatch):
+    import matplotlib.figure as mf
+    seen = []
+    monkeypatch.setattr(mf.Figure, "savefig", lambda self, *a, **k: seen.append(self))
+    unified.draw({(8, 0.2): [("memorised", 5, None)], (8, 0.6): [("grokked", 5, 50)], (32, 0.6): [("at once", 5, 6)]}, None, "x")
+    axes = seen[0].axes[0]
+    cells = {(bar.get_x() + 0.5, bar.get_y() + 0.5): mf.mpl.colors.to_hex(bar.get_facecolor()) for bar in axes.patches if bar.get_width() == 1}
+    colour = dict(zip(unified.COURSES, unified.COLOURS))
+    assert cells == {(0, 0): colour["memorised"], (1, 0): colour["grokked"], (1, 1): colour["at once"]} and len(set(colour.values())) == 4
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.2", "0.6"] and [t.get_text() for t in axes.get_yticklabels()] == ["8", "32"]

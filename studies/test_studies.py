@@ -372,7 +372,8 @@ def test_the_map_joins_the_points_it_shows_and_the_rank_correlation_knows_order_
 
 def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, monkeypatch):
     rows = ["op,lr,speed,seed,val_99,best_val_acc", "a,0.1,0,1,100,0.99", "a,0.1,0,2,300,0.99", "a,0.01,0,1,,0.5", "a,0.01,0,2,,0.25",
-            "a,0.1,10,1,50,0.99", "a,0.1,10,2,,0.75", "a,0.01,10,2,90,1.0", "a,0.01,10,1,40,1.0", "b,0.1,2,1,7,1.0"]
+            "a,0.1,10,1,50,0.99", "a,0.1,10,2,,0.75", "a,0.01,10,2,90,1.0", "a,0.01,10,1,40,1.0", "b,0.1,2,1,7,1.0",
+            "c,0.1,0,1,100,1", "c,0.1,0,2,,0", "c,0.1,9,1,50,1", "c,0.1,9,2,70,1", "c,0.1,9,3,70,1"]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "made.csv").write_text("\n".join(rows) + "\n")
     monkeypatch.setattr(tables, "STUDIES", tmp_path)
@@ -381,9 +382,10 @@ def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, mon
         ["0", "0.1", "2", "2 of 2", "200 (100–300)", "1"], ["10", "0.01", "2", "2 of 2", "65 (40–90)", "0.350 (0.300–0.400)"]]
     assert list(tables.cells("made.csv", "op=a speed=10 lr", "val_99 best_val_acc"))[1:] == [
         ["0.01", "65 (40–90)", "1"], ["0.1", "never (50–never)", "0.870 (0.750–0.990)"]]
+    assert list(tables.cells("made.csv", "op=c speed=9", "/speed=0"))[1:] == [["0.500, n = 1"]]
     assert list(tables.cells("made.csv", "op=a speed=10 lr?", "/speed=0"))[1:] == [["0.01", "0.350 (0.300–0.400)"]]
     text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
-    assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n\ny"
+    assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n| c | 5 |\n\ny"
     inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
     assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
     assert tables.computed("<!-- made.csv: op=b lr?: val_99 -->?<!-- -->") == "<!-- made.csv: op=b lr?: val_99 -->7<!-- -->"

@@ -1,14 +1,15 @@
 """Unified view (Huang et al. 2024, arXiv 2402.15175): memorising and generalising circuits compete,
-and model size and data decide between four courses of training. With too little data a network just
-memorises; with more it groks; a network too small to memorise generalises at once, or not at all.
+and model size and data decide on the course of training. With too little data a network just
+memorises; with more it groks; one too small to memorise generalises at once, or not at all.
 
     python grok.py --recipe fast --op x_plus_y --width 16 32 64 128 256 --frac 0.1 0.2 0.3 0.5 0.7 \
         --seed 0 1 2 --out runs/unified
     python studies/unified.py runs/unified
 
 Prints and draws, as unified.png in that folder, the course of most of the seeds at each width and
-fraction, by the updates to 99 %: neither; memorised, training alone; grokked, validation at least
-twice as late as training; or at once. Below it: the median updates of training and validation.
+fraction (the first of those that tie), by the updates to 99 %. Courses are told apart here as
+neither; memorised, training alone; grokked, validation at least twice as late as training; and at
+once. With each go the median updates of training and of validation.
 """
 import math, statistics, sys
 from pathlib import Path
@@ -28,6 +29,8 @@ def course(train, val):
 def courses(runs):
     """{(width, fraction): [(course, train, val) of each seed]}."""
     found = {}
+    others = [run.config.columns() | dict(width=0, frac=0, seed=0) for run in runs]
+    grok.refuse(others.count(others[0]) < len(runs), "the runs differ beside width, frac and seed")
     for run in sorted(runs, key=lambda run: (run.config.width, run.config.frac)):
         times = run.reached("train_acc"), run.reached()
         place = run.config.width, run.config.frac
@@ -62,13 +65,13 @@ def draw(found, file, title):
 def main(folder):
     try:
         runs = grok.read(folder)
-    except grok.UsageError as error:
+        found = courses(runs)
+        draw(found, Path(folder) / "unified.png", runs[0].config.op)
+    except (grok.UsageError, OSError, ImportError) as error:
         print(f"unified.py: {error}", file=sys.stderr)
         return 2
-    found = courses(runs)
     for (width, frac), group in found.items():
         print(f"width {width:4}  fraction {frac:<5} {' '.join(said(group)):32} n = {len(group)}")
-    draw(found, Path(folder) / "unified.png", runs[0].config.op)
     return 0
 
 if __name__ == "__main__":
