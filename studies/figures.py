@@ -291,7 +291,8 @@ def markdown(runs):
 def rows_of(runs):
     """A row of text for each run: its settings and what came of it; empty where it never did.
     then_val_acc is the validation accuracy when training reaches 99 %, low_val_acc the lowest more
-    than 200 updates after validation did, last_… what else was measured at the end."""
+    than 200 updates after validation did; most_… and last_… are the greatest and the last value of
+    what else was measured."""
     for settings, rows in runs:
         train, val = (reached(rows, column) for column in ACCURACIES)
         then = [row["val_acc"] for row in rows if row["step"] == train]
@@ -300,8 +301,9 @@ def rows_of(runs):
                    val_99="" if val == math.inf else val, then_val_acc=min(then, default=""),
                    best_val_acc=best(rows), low_val_acc=min(after, default=""),
                    last_val_acc=last(rows), steps=rows[-1]["step"], seconds=rows[-1]["seconds"],
-                   **{f"last_{name}": value for name, value in rows[-1].items()
-                      if name not in ("step", "seconds", *ACCURACIES)})
+                   **{f"{said}_{name}": which(rows, name) for name in rows[-1]
+                      if name not in ("step", "seconds", *ACCURACIES)
+                      for said, which in (("most", best), ("last", last))})
 
 def write_file(path, data):
     """Puts bytes at `path` as a whole or not at all."""

@@ -163,6 +163,7 @@ def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsy
         ("0.001", "0", "100", "1000", "0.5", "0.99", "0.7", "0.7", "9000"), ("0.001", "1", "100", "3000", "0.5", "1.0", "0.7", "0.7", "9000"),
         ("0.001", "2", "100", "", "0.5", "0.98", "", "0.7", "9000"), ("0.002", "0", "100", "400", "0.5", "0.995", "0.7", "0.7", "9000")]
     assert {tuple(row[f"last_{name}"] for name in ("train_loss", "val_loss", "weight_norm")) for row in rows} == {("1.0", "2.3", "9.0")}
+    assert {(row["most_train_loss"], row["most_val_loss"]) for row in rows} == {("2.0", "3.0")}
 
 
 def test_what_grok_writes_is_what_is_read(tmp_path):
