@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -109,12 +110,17 @@ def grouped(runs, *apart):
     names = [name for name in runs[0][0] if name not in ("seed", *apart)]
     usual = {name: statistics.mode(settings[name] for settings, _ in runs) for name in names}
     varied = [name for name in names if any(s[name] != usual[name] for s, _ in runs)]
-    paper = usual_settings()
-    title = said(usual, [name for name in names if name not in varied
-                         and (usual[name] != paper.get(name) or name in ("op", "frac"))])
-    title += ", else the paper's settings" if title else "the paper's settings"
+    recipes = {"the paper's settings": usual_settings()}
+    recipes["the fast recipe's"] = usual_settings() | grok.FAST
+    common = {recipe: [name for name in names if name not in varied and
+                       (name in ("op", "frac") or usual[name] != settings.get(name))]
+              for recipe, settings in recipes.items()}
+    recipe = min(common, key=lambda recipe: len(common[recipe]))
+    title = said(usual, common[recipe])
+    title = textwrap.fill(f"{title}, else {recipe}" if title else recipe, 140)
     if len(varied) > 1:
-        title += f"\nbaseline: {said(usual, [name for name in varied if name != 'op'])}"
+        base = said(usual, [name for name in varied if name != "op"])
+        title += "\n" + textwrap.fill(f"baseline: {base}", 140)
     order = lambda run: (len(told(run[0])), [(isinstance(v := run[0][name], str), v)
                                              for name in varied])
     groups = {}

@@ -172,6 +172,13 @@ def test_what_grok_writes_is_what_is_read(tmp_path):
         assert rows == run.log and settings == {k: v for k, v in run.config.columns().items() if k != "p"} | dict(op="x_plus_y mod 11")
 
 
+def test_a_title_is_wrapped_and_says_what_differs_from_the_nearer_recipe(tmp_path):
+    grok.train(Config.grid(**TINY | grok.FAST | dict(steps=2, layers=1, decay_to="init"), seed=[0, 1]), out=tmp_path, quiet=True)
+    title = figures.curves(figures.read_runs([tmp_path])).get_suptitle()
+    assert "decay_to init" in title and "else the fast recipe's" in title.replace("\n", " ") and "layers" not in title
+    assert title.startswith("x_plus_y mod 11, frac 0.5") and max(map(len, title.splitlines())) <= 140
+
+
 def test_merged_tables_are_read_like_their_folders(tmp_path):
     parts = [made(tmp_path / name, (dict(seed=seed), {1: (0, 0), 100: (1, 1)})) / "metrics.csv" for seed, name in enumerate("ab")]
     (tmp_path / "merged").mkdir()
