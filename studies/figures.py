@@ -110,8 +110,8 @@ def grouped(runs, *apart):
     names = [name for name in runs[0][0] if name not in ("seed", *apart)]
     usual = {name: statistics.mode(settings[name] for settings, _ in runs) for name in names}
     varied = [name for name in names if any(s[name] != usual[name] for s, _ in runs)]
-    recipes = {"the paper's settings": usual_settings()}
-    recipes["the fast recipe's"] = usual_settings() | grok.FAST
+    paper = usual_settings()
+    recipes = {"the paper's settings": paper, "the fast recipe's": paper | grok.FAST}
     common = {recipe: [name for name in names if name not in varied and
                        (name in ("op", "frac") or usual[name] != settings.get(name))]
               for recipe, settings in recipes.items()}

@@ -74,8 +74,8 @@ def ratios(group, runs, by, control):
     names, free, found = groups(runs, " ".join([*words, control]))
     same = [name for name in names if name not in free]
     other, = (g for g in found if all(g[0][name] == group[0][name] for name in same))
-    mine, theirs = ({run["seed"]: v for run, v in zip(runs, values(runs, "val_99"))}
-                    for runs in (group, other))
+    mine, theirs = ({run["seed"]: v for run, v in zip(some, values(some, "val_99"))}
+                    for some in (group, other))
     return [mine[seed] / theirs[seed] for seed in mine if theirs.get(seed, math.inf) < math.inf]
 
 def cells(file, by, what):
