@@ -4,13 +4,13 @@
     python studies/power2022.py all --scale paper       as in the paper: for a GPU, or for days
     python studies/power2022.py 1-centre --dry-run      how many runs, and about how long
 
-A figure is a list of Configs. Its runs go to DIR/FOLDER, where a command that was stopped goes on.
-At the scale "cpu" the fast recipe and smaller budgets stand in for the paper's, as said in
-studies/README.md. Figures 4 and 7 look at the runs of 1-left and 2-left once more.
+A figure is a list of Configs. Its runs go to DIR/SCALE/FIGURE, where a command that was stopped
+goes on. Figures 4 and 7 look at the runs of 1-left and 2-left once more.
 """
 import argparse
-import io
-import math
+import csv
+import functools
+import itertools
 import subprocess
 import sys
 import time
@@ -24,126 +24,135 @@ import torch
 from grok import Config
 
 TWELVE = [op for op in grok.OPS if op not in ("x_mul_y", "x_pow_y")]
-ADAM = dict(weight_decay=0.0)  # figure 2 left: what each intervention has instead
-INTERVENTIONS = [dict(), dict(lr=3e-4), dict(lr=3e-3), dict(batch_size=0), dict(weight_noise=0.01),
-                 dict(batch_size=0, update_noise=1.0), dict(dropout=0.1), dict(weight_decay=1.0),
-                 dict(weight_decay=1.0, decay_to="init")]
-SLOW_FAST = grok.FAST | dict(lr=1e-3, batch_size=512, batch_frac=0.5, warmup=10, eps=1e-8,
-                             grad_clip=0.0, eval_every=100, steps=10_000)
 TENTHS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+S5_FRACS = [0.25, 0.26, 0.27, 0.28, 0.29, 0.3, 0.4, 0.5, 0.6]
+OUTLIERS = [0, 100, 300, 1000, 2000, 3000]
+LIGHT = dict(layers=1, embed_init_scale=0.1, position_scale=0.1)  # needs no decay, given much data
+SMALL = dict(p=53, layers=1, frac=0.8, weight_decay=0.0, until=0.0)
 
-def interventions(seeds, **base):
-    return [c for change in INTERVENTIONS for c in Config.grid(**base | ADAM | change, seed=seeds)]
+def interventions(**base):
+    """Figure 2 left: Adam without decay, and what each intervention has instead."""
+    changes = [dict(), dict(batch_size=0), dict(batch_size=0, update_noise=1.0), dict(lr=3e-4),
+               dict(lr=3e-3), dict(weight_noise=0.01), dict(dropout=0.1), dict(weight_decay=1.0),
+               dict(weight_decay=1.0, decay_to="init")]
+    return [c for change in changes for c in Config.grid(**base | dict(weight_decay=0.0) | change)]
 
-def runs_of(figure, scale, seeds):
-    """The list of Configs behind a figure; `seeds` is a number, or None for the figure's own."""
-    paper, few = scale == "paper", range(seeds or 3)
-    if figure == "1-left":
-        steps = 1_000_000 if paper else 50_000
-        return Config.grid(**ADAM, steps=steps, until=0.0, eval_every=1000 if paper else 200,
-                           seed=few if paper else range(seeds or 1))
-    if figure == "1-centre":
-        if paper:
-            fracs = [0.25, 0.26, 0.27, 0.28, 0.29, 0.3, 0.4, 0.5, 0.6]
-            return Config.grid(op="s5_xy", frac=fracs, steps=500_000, seed=range(seeds or 7))
-        fracs = [0.2, 0.25, 0.27, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6]
-        return Config.grid(op="s5_xy", frac=fracs, **grok.FAST | dict(steps=10_000), seed=few)
-    if figure == "2-left":
-        return (interventions(few, op="s5_xy", frac=TENTHS) if paper
-                else interventions(few, **SLOW_FAST))
-    if figure == "2-right":
-        return Config.grid(op=TWELVE, frac=[*TENTHS, 0.95] if paper else 0.5, seed=few,
-                           steps=100_000 if paper else 10_000)
-    if figure == "3":
-        return Config.grid(op=["x_plus_y", "s5_xy"], seed=few, steps=100_000 if paper else 25_000,
-                           until=0.0 if paper else 0.99)
-    outliers = [0, 100, 300, 1000, 2000, 3000] if paper else [0, 100, 300, 1000]   # figure 6
-    base = {} if paper else grok.FAST | dict(steps=2000)
-    return Config.grid(**base, outliers=outliers, until=0.0, seed=few)
+def paper(n):
+    """The Configs behind each figure, with n seeds or, if None, the paper's number."""
+    seed = range(n or 3)
+    long = dict(until=0.0, steps=1_000_000, eval_every=1000)
+    return {"1-left": Config.grid(**long, weight_decay=0.0, seed=seed),
+            "1-centre": Config.grid(op="s5_xy", frac=S5_FRACS, steps=500_000, seed=range(n or 7)),
+            "2-left": interventions(op="s5_xy", frac=TENTHS, seed=seed),
+            "2-right": Config.grid(op=TWELVE, frac=[*TENTHS, 0.95], seed=seed),
+            "3": Config.grid(op=["x_plus_y", "s5_xy"], until=0.0, seed=seed),
+            "6": Config.grid(outliers=OUTLIERS, until=0.0, seed=seed)}
 
-FOLDERS = {"1-left": "1-left", "1-centre": "1-centre", "2-left": "2-left", "2-right": "2-right",
-           "3": "3", "4": "1-left", "6": "6", "7": "2-left"}  # whose runs each figure shows
+def cpu(n):
+    """The same in minutes to hours, with the fast recipe and smaller tables and budgets."""
+    seed, fast, long = range(n or 3), grok.FAST, grok.FAST | dict(until=0.0, steps=2000)
+    s5 = interventions(**LIGHT, op="s5_xy", frac=[0.5, 0.8], until=0.0, steps=5000, seed=seed)
+    small = interventions(**SMALL | LIGHT, steps=4000, seed=seed)
+    return {"1-left": [c for start in (LIGHT, {}) for c in Config.grid(
+                **SMALL | start, grad_clip=[0.0, 0.01], steps=10_000, seed=seed)],
+            "1-centre": Config.grid(**fast, op="s5_xy", frac=S5_FRACS, seed=range(n or 5)),
+            "2-left": [c for c in s5 if c.batch_size] + small[:3 * len(seed)],  # for full batches
+            "2-right": [replace(c, eval_every=100) for c in
+                        Config.grid(**fast, op=TWELVE, frac=TENTHS[1:], seed=seed)],
+            "3": Config.grid(**long, op=["x_plus_y", "s5_xy"], seed=seed),
+            "6": Config.grid(**long, outliers=OUTLIERS, seed=seed)}
+
+SCALES = dict(cpu=cpu, paper=paper)
+FOLDERS = {figure: figure for figure in cpu(1)} | {"4": "1-left", "7": "2-left"}  # whose runs
 
 # --- Figure 3: the rows of the output layer, one for each element ---------------------------------
 
-# Subgroups of S5 by two generators. The paper has D5: ⟨(0 3)(1 4), (1 2)(3 4)⟩.
-SUBGROUPS = dict(D5=([3, 4, 2, 0, 1], [0, 2, 1, 4, 3]), A4=([1, 2, 0, 3, 4], [1, 0, 3, 2, 4]),
-                 S4=([1, 2, 3, 0, 4], [1, 0, 2, 3, 4]), A5=([1, 2, 0, 3, 4], [1, 2, 3, 4, 0]),
-                 S3=([1, 2, 0, 3, 4], [1, 0, 2, 3, 4]))
+def cycles(element):
+    """A permutation of S5 as the paper writes it: (0 3)(1 4)."""
+    p, text = grok.PERMUTATIONS[element].tolist(), ""
+    for i in range(5):
+        cycle = [i]
+        while p[cycle[-1]] != i:
+            cycle.append(p[cycle[-1]])
+        text += f"({' '.join(map(str, cycle))})" * (min(cycle) == i != p[i])
+    return text
 
-def strands(n, step):
-    """The elements 0 … n-1 along z, z + step, z + 2 · step …, in closed lines."""
-    g = math.gcd(n, step)
-    return [(i + step * np.arange(n // g + 1)) % n for i in range(g)]
+@functools.cache
+def subgroups():
+    """The subgroups of S5 but for 1 and S5, in 17 classes: [(name, its conjugates (C, order))]."""
+    turned = grok.S5[grok.S5[grok.S5_INVERSE], np.arange(120)[:, None]]        # [g, x]: g⁻¹ · x · g
+    found = {}
+    for a, b in itertools.product(np.unique(turned.min(0)), range(120)):       # two generate each
+        group = np.unique([0, a, b])
+        while len(larger := np.unique(grok.S5[group][:, group])) > len(group):
+            group = larger
+        class_ = np.unique(np.sort(turned[:, group]), axis=0)
+        found.setdefault(class_.tobytes(), (", ".join(cycles(x) for x in (a, b) if x), class_))
+    return [(f"⟨{name}⟩", c) for name, c in found.values() if 1 < c.shape[1] < 120]
 
-def distances(rows):
-    """Mean squared distance of row z from row z + k, for k = 1 … n/2, by that of any two."""
-    apart = np.array([((rows - np.roll(rows, k, 0)) ** 2).sum(1).mean()
-                      for k in range(1, len(rows) // 2 + 1)])
-    return apart / apart.mean()
-
-def cosets(rows, generators):
-    """Of a subgroup of S5, its conjugates, and left or right cosets, those that come nearest to
-    clusters of rows (120, D): (share of the variance within them, the same by chance, cosets)."""
-    group = [0, *(grok.PERMUTATIONS.tolist().index(generator) for generator in generators)]
-    while len(larger := np.unique(grok.S5[group][:, group])) > len(group):
-        group = larger
-    found = []
-    for g in range(120):
-        conjugate = grok.S5[grok.S5[grok.S5_INVERSE[g], group], g]
-        for table in grok.S5[conjugate].T, grok.S5[:, conjugate]:            # x's coset, as row x
-            members = np.unique(np.sort(table), axis=0)
-            found.append((rows[members].var(1).mean() / rows.var(0).mean(), members.tolist()))
-    within, members = min(found)
-    return within, (120 - len(members)) / 119, members
-
-def families(rows, op):
-    """What a map joins by lines among output rows (n, D), [(text, lists of elements)]: in S5 and
-    for sums, what clustered in the paper's figure 3 and what comes nearest to that here."""
+def relations(rows, op):
+    """What may lie together among output rows (n, D), the clearest first: [(F, apart, size, name,
+    families)]. In S5 the cosets of each subgroup, and size is its order: of its conjugates, and of
+    left and right, those that lie nearest. Else z and z + k, and size is k. `apart` is the mean
+    squared distance in a family by that of any two, F the variance ratio of a one-way analysis."""
+    apart = lambda families: rows[families].var(1, ddof=1).mean() / rows.var(0, ddof=1).mean()
     if op.startswith("s5"):
-        found = {name: cosets(rows, generators) for name, generators in SUBGROUPS.items()}
-        nearest = min(found, key=lambda name: found[name][0] / found[name][1])
-        return [(f"cosets of {name}, {note}: {1 - found[name][0]:.0%} of the variance between "
-                 f"them, {1 - found[name][1]:.0%} by chance", found[name][2])
-                for name, note in (("D5", "the paper's"),
-                                   (nearest, f"the nearest of {', '.join(SUBGROUPS)}"))]
-    steps = (8, "the paper's"), (1 + np.argmin(distances(rows)), "the nearest")
-    return [(f"z to z + {step}, {note}", strands(len(rows), step)) for step, note in steps]
+        tried = [(name, class_.shape[1], [
+            np.unique(np.sort(cosets), axis=0) for group in class_             # row x: that of x
+            for cosets in (grok.S5[group].T, grok.S5[:, group])]) for name, class_ in subgroups()]
+    else:
+        z = np.arange(len(rows))
+        tried = [(f"z+{k}", k, [np.stack([z, (z + k) % len(z)], 1)]) for k in z[1:len(z) // 2 + 1]]
+    found = []
+    for name, size, several in tried:
+        value, _, families = min((apart(f), i, f) for i, f in enumerate(several))
+        clear = ((len(rows) - 1) / value - len(rows) + len(families)) / (len(families) - 1)
+        found.append((clear, value, size, name, families))
+    return sorted(found, key=lambda relation: -relation[0])
 
 def output_rows(run):
     """The rows (n, D) of a run's output layer that belong to elements."""
     n, model = run.config.sizes()[0], run.config.model()
     return model.weights(run.state["W"][None])["head"][0, :, :n].T.double().numpy()
 
+def relation_rows(run):
+    """What lies together in a run's output layer, and in its rows shuffled: a dict a relation."""
+    rows = output_rows(run)
+    for shuffled, some in enumerate((rows, np.random.default_rng([6, 0]).permutation(rows))):
+        for rank, (clear, value, size, name, _) in enumerate(relations(some, run.config.op), 1):
+            yield dict(op=run.config.op, seed=run.config.seed, shuffled=shuffled, relation=name,
+                       size=size, rank=rank, apart=value, F=clear)
+
 def output_map(run):
-    """The rows of a trained run's output layer in the plane, a matplotlib Figure."""
+    """The rows of a run's output layer in the plane, a matplotlib Figure, and by lines what lies
+    together in the paper (its subgroup has order 10) and what does most clearly here."""
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
     rows = output_rows(run)
+    found, theirs = relations(rows, run.config.op), 10 if run.config.op.startswith("s5") else 8
     points = TSNE(random_state=0, perplexity=len(rows) / 5).fit_transform(rows)
-    found = families(rows, run.config.op)
     figure = Figure((10, 4.8), layout="constrained")
-    figure.suptitle(f"{run.config.op}: t-SNE of the output layer of seed {run.config.seed}, update "
-                    f"{run.step:,}, validation accuracy {run.log[-1]['val_acc']:.3f}", fontsize=9)
-    for a, (text, joined) in zip(figure.subplots(1, len(found)), found):
+    figure.suptitle(f"{run.name}, update {run.step:,}: t-SNE of the output layer", fontsize=9)
+    shown = {"the paper's": next(f for f in found if f[2] == theirs), "the clearest": found[0]}
+    for a, (whose, (_, value, _, name, families)) in zip(figure.subplots(1, 2), shown.items()):
         a.plot(*points.T, ".", color="0.5")
-        for family in joined:
-            a.plot(*points[family].T, "o-", ms=4, lw=0.6)
+        a.plot(*points[families].transpose(2, 1, 0), "o-", ms=4, lw=0.6)
         for z, point in enumerate(points):
             a.annotate(str(z), point, (2, 2), textcoords="offset points", fontsize=5)
         a.set(xticks=[], yticks=[])
-        a.set_title(text, fontsize=7)
+        a.set_title(f"{name}, {whose}: squared distances {value:.2f} of any two's", fontsize=7)
     return figure
 
 # --- Figure 7: sharpness --------------------------------------------------------------------------
 
-def sharpness(loss, w, epsilon=1e-3, steps=20):
+# φ's box: Keskar's, and one relative to each weight, whose size no rescaling of layers changes.
+BOXES = dict(phi=lambda w: 1e-3 * (w.abs() + 1), phi_relative=lambda w: 0.01 * w.abs())
+
+def sharpness(loss, w, box, steps=20):
     """Keskar et al. 2017 (arXiv 1609.04836), metric 2.1 in the full space, in per cent: φ =
-    100 · (max f - f) / (1 + f), with the maximum of f = loss(w + z) over the box |z_i| ≤ epsilon ·
-    (|w_i| + 1), found by projected ascent along the gradient's signs, with steps from the size of
-    the box down to none. It starts at a random point, as the gradient at a minimum is 0. `loss`
-    maps a vector (P,) to a scalar tensor."""
-    box = epsilon * (w.abs() + 1)
+    100 · (max f - f) / (1 + f), with the maximum of f = loss(w + z) over |z_i| ≤ box_i, found by
+    projected ascent from a random point along the gradient's signs, with steps from the size of
+    the box down to none. `loss` maps a vector (P,) to a scalar tensor."""
     z = box * torch.from_numpy(np.random.default_rng([5, 0]).uniform(-1, 1, w.shape)).to(w)
     at = highest = loss(w).item()
     for step in range(steps + 1):
@@ -154,32 +163,32 @@ def sharpness(loss, w, epsilon=1e-3, steps=20):
         z = (z.detach() + (1 - step / steps) * box * sign).clamp(-box, box)
     return 100 * (highest - at) / (1 + at)
 
-def run_sharpness(run, epsilon=1e-3):
-    """Sharpness φ, in per cent, of a trained run's loss on its training set."""
+def run_sharpness(run):
+    """The sharpness, in per cent, of a trained run's loss on its training set, by box."""
     x, y, labels, mask = grok.split(run.config)
     x, y, labels = (torch.from_numpy(a[mask])[None] for a in (x, y, labels))
-    model = run.config.model()
-    return sharpness(lambda w: grok.cross_entropy(model(w[None], x, y), labels).mean(),
-                     run.state["W"], epsilon)
+    model, w = run.config.model(), run.state["W"]
+    loss = lambda w: grok.cross_entropy(model(w[None], x, y), labels).mean()
+    return {name: sharpness(loss, w, box(w)) for name, box in BOXES.items()}
 
-def sharpness_map(runs):
-    """Sharpness against validation accuracy, with Spearman's rank correlation of the two."""
+def sharpness_map(rows):
+    """Sharpness against validation accuracy, and Spearman's rank correlation of the two."""
     from matplotlib.figure import Figure
     from scipy.stats import spearmanr
-    points = [(run_sharpness(run), run.log[-1]["val_acc"]) for run in runs if not run.diverged]
-    rho, p = spearmanr(*zip(*points))
-    figure = Figure((6, 4), layout="constrained")
-    a = figure.subplots()
-    a.plot(*zip(*points), "o")
-    a.set(xscale="log", xlabel="sharpness φ (%)", ylabel="validation accuracy")
-    a.set_title(f"ε = 0.001, Spearman's ρ = {rho:.3f}, p = {p:.1g}, n = {len(points)}", fontsize=9)
+    figure = Figure((10, 4), layout="constrained")
+    for a, name in zip(figure.subplots(1, len(BOXES)), BOXES):
+        for task in sorted({(row["op"], row["frac"]) for row in rows}):
+            points = [(r[name], r["val_acc"]) for r in rows if (r["op"], r["frac"]) == task]
+            rho = spearmanr(*zip(*points)).statistic
+            a.plot(*zip(*points), "o", label=f"{task}: ρ = {rho:.3f}, n = {len(points)}")
+        a.set(xscale="log", xlabel=f"sharpness {name} (%)", ylabel="validation accuracy")
+        a.legend(fontsize=7)
     return figure
 
 # --- The command ----------------------------------------------------------------------------------
 
 def estimate(configs):
-    """Seconds that some runs may take on this machine, if each spends its steps: from a few
-    updates of a first stack of each shape."""
+    """Seconds that some runs take if each spends its steps: from a few updates of each stack."""
     seconds = 0.0
     for group in grok.stacks([grok.Run(c, "") for c in configs], grok.pick_device("auto")):
         stack = grok.Stack(group, grok.pick_device("auto"))
@@ -189,30 +198,33 @@ def estimate(configs):
         seconds += (time.perf_counter() - start) / 5 * stack.config.steps
     return seconds
 
-def save(figure, file):
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    file.write_bytes(data.getvalue())
-    print(file)
-
 def make(figure, folder):
-    """Draws a figure from the runs in its folder, and prints its table."""
+    """Draws a figure from the runs in its folder, and prints or writes its table."""
+    runs = [run for run in grok.read(folder) if not run.diverged]
     if figure == "3":
-        for run in grok.read(folder):
-            if run.reached():
-                save(output_map(run), folder / f"map-{run.config.op}-{run.config.seed}.png")
+        rows, file = [row for run in runs for row in relation_rows(run)], folder / "relations.csv"
+        for run in runs:
+            output_map(run).savefig(folder / f"map-{run.config.op}-{run.config.seed}.png", dpi=110)
     elif figure == "7":
-        save(sharpness_map(grok.read(folder)), folder / "sharpness.png")
+        rows = [run.config.columns() | run.log[-1] | run_sharpness(run) for run in runs]
+        file = folder / "sharpness.csv"
+        sharpness_map(rows).savefig(folder / "sharpness.png", dpi=110)
     else:
-        figures = [sys.executable, Path(__file__).with_name("figures.py"), folder]
         for arguments in [], ["--table"]:
-            subprocess.run(figures + arguments, check=True)
+            subprocess.run([sys.executable, Path(__file__).with_name("figures.py"), folder,
+                            *arguments], check=True)
+        return
+    with open(file, "w", newline="") as opened:
+        table = csv.DictWriter(opened, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    print(file)
 
 def main(argv=None):
     cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("figure", choices=(*FOLDERS, "all"))
-    cli.add_argument("--scale", choices=("cpu", "paper"), default="cpu")
+    cli.add_argument("--scale", choices=SCALES, default="cpu")
     cli.add_argument("--out", type=Path, default=Path("runs/power2022"), metavar="DIR")
     cli.add_argument("--seeds", type=int, metavar="N", help="seeds from 0 on [the figure's own]")
     cli.add_argument("--threads", type=int, default=0, metavar="N")
@@ -220,10 +232,9 @@ def main(argv=None):
     given = cli.parse_args(argv)
     try:
         for figure in FOLDERS if given.figure == "all" else [given.figure]:
-            source = FOLDERS[figure]
-            folder = given.out / given.scale / source
-            configs = [replace(c, threads=given.threads) for c in
-                       runs_of(source, given.scale, given.seeds)]
+            folder = given.out / given.scale / FOLDERS[figure]
+            configs = [replace(config, threads=given.threads) for config in
+                       SCALES[given.scale](given.seeds)[FOLDERS[figure]]]
             if given.dry_run:
                 print(f"{figure}: {len(configs)} runs in {folder}, at most "
                       f"{estimate(configs) / 3600:,.1f} hours")

@@ -6,10 +6,11 @@ A table follows a line <!-- FILE: BY: WHAT -->, and <!-- FILE: BY: WHAT -->text<
 numbers of one group within a sentence. FILE has a row for each run, as `figures.py --table` writes
 it. BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_xy` leaves out all
 other runs, and `lr?` keeps, of the groups that differ in it, the one that first reaches 99 % of
-validation accuracy. WHAT is said of a group: `n`, its number of runs; `reached`, how many reached
-99 %; of a column, its median and range (updates that are not there are "never"); and by `/lr=1`
-updates to 99 % by those of the control with lr 1, seed by seed, equal in the rest of BY but what
-has a question mark: there each takes its own best.
+validation accuracy; `frac>`, named last, has a column for each value and a row for the rest of BY.
+WHAT is said of a group: `n`, its number of runs; `reached`, how many reached 99 %; of a column, its
+median and range (updates that are not there are "never"); `a~b`, Spearman's rank correlation of two
+columns; and by `/lr=1` updates to 99 % by those of the control with lr 1, seed by seed, equal in
+the rest of BY but what has a question mark: there each takes its own best.
 <!-- FILE.py -->lines<!-- --> is the length of a file.
 """
 import csv
@@ -17,6 +18,8 @@ import math
 import re
 import statistics
 from pathlib import Path
+
+from scipy.stats import spearmanr
 
 STUDIES = Path(__file__).parent
 READMES = STUDIES.parent / "README.md", STUDIES / "README.md"
@@ -78,26 +81,38 @@ def ratios(group, runs, by, control):
                     for some in (group, other))
     return [mine[seed] / theirs[seed] for seed in mine if theirs.get(seed, math.inf) < math.inf]
 
+def cell(group, what, runs, by):
+    """One thing said of a group of runs, as text."""
+    if what == "n":
+        return str(len(group))
+    if what == "reached":
+        return f"{sum(v < math.inf for v in values(group, 'val_99'))} of {len(group)}"
+    if what[0] == "/":
+        by_that = ratios(group, runs, by, what[1:])
+        pairs = f", n = {len(by_that)}" * (len(by_that) < len(group))
+        return spread(by_that) + pairs if by_that else "control never"
+    if "~" in what:
+        return f"{spearmanr(*(values(group, name) for name in what.split('~'))).statistic:.2f}"
+    return spread(values(group, what))
+
 def cells(file, by, what):
     """The table as lists of text: the titles, then a row for each group."""
     with open(STUDIES / "results" / file, newline="") as opened:
         runs, what = list(csv.DictReader(opened)), what.split()
-    names, _, found = groups(runs, by)
+    names, _, found = groups(runs, by.rstrip(">"))
+    if by.endswith(">"):
+        *names, name = names
+        rows, across = {}, dict.fromkeys(
+            group[0][name] for group in sorted(found, key=lambda group: order(group[0], [name])))
+        for group in found:
+            row = rows.setdefault(tuple(group[0][n] for n in names), {})
+            row[group[0][name]] = cell(group, *what, runs, by)
+        yield [*(TITLES.get(n, n) for n in names), *across]
+        yield from ([*row, *(rows[row].get(value, "–") for value in across)] for row in rows)
+        return
     yield [TITLES.get(w, f"by that of {w[1:]}" if w[0] == "/" else w) for w in [*names, *what]]
     for group in found:
-        row = [group[0][name] for name in names]
-        for w in what:
-            if w == "n":
-                row.append(str(len(group)))
-            elif w == "reached":
-                row.append(f"{sum(v < math.inf for v in values(group, 'val_99'))} of {len(group)}")
-            elif w[0] == "/":
-                by_that = ratios(group, runs, by, w[1:])
-                pairs = f", n = {len(by_that)}" * (len(by_that) < len(group))
-                row.append(spread(by_that) + pairs if by_that else "control never")
-            else:
-                row.append(spread(values(group, w)))
-        yield row
+        yield [*(group[0][name] for name in names), *(cell(group, w, runs, by) for w in what)]
 
 def table(match):
     head, *rows = (f"| {' | '.join(row)} |\n" for row in cells(*match.groups()[1:4]))

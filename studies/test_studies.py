@@ -256,7 +256,7 @@ def told(configs, *names):
 
 
 def test_figures_at_the_paper_s_scale_have_its_settings():
-    runs = {figure: power2022.runs_of(figure, "paper", None) for figure in set(power2022.FOLDERS.values())}
+    runs = power2022.paper(None)
     model = dict(layers=2, width=128, heads=4, p=97, beta1=0.9, beta2=0.98, eps=1e-8, warmup=10, grad_clip=0.0, init_scale=1.0)
     for c in itertools.chain(*runs.values()):
         assert all(getattr(c, name) == value for name, value in model.items())
@@ -277,12 +277,12 @@ def test_figures_at_the_paper_s_scale_have_its_settings():
 def test_every_figure_has_runs_at_both_scales_and_no_run_twice():
     for figure, folder in power2022.FOLDERS.items():
         for scale in "cpu", "paper":
-            configs = power2022.runs_of(folder, scale, 2)
+            configs = power2022.SCALES[scale](2)[folder]
             assert len({tuple(c.columns().values()) for c in configs}) == len(configs) > 1 and {c.seed for c in configs} == {0, 1}, figure
 
 
 def test_a_stopped_figure_goes_on_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(power2022, "runs_of", lambda *a: Config.grid(**TINY, seed=[0, 1, 2], stack=1))
+    monkeypatch.setitem(power2022.SCALES, "cpu", lambda n: {"2-right": Config.grid(**TINY, seed=[0, 1, 2], stack=1)})
     update, left, done = grok.Stack.update, [50], []
     def count(self, rows):
         left[0] -= 1
@@ -300,16 +300,18 @@ def test_a_stopped_figure_goes_on_and_trains_nothing_twice(tmp_path, monkeypatch
 
 def test_a_dry_run_trains_nothing(tmp_path, capsys):
     assert power2022.main(["6", "--dry-run", "--out", str(tmp_path / "x"), "--threads", "1"]) == 0
-    assert "6: 12 runs in" in capsys.readouterr().out and not (tmp_path / "x").exists()
+    assert "6: 18 runs in" in capsys.readouterr().out and not (tmp_path / "x").exists()
 
 
-def test_the_nearest_strands_of_a_circle_and_the_strands_of_8():
+def test_the_nearest_strands_of_a_circle():
     angle = 2 * np.pi * 5 * np.arange(97) / 97                                # 5 · 39 = 1 mod 97 = 5 · -58
-    (_, eights), (text, nearest) = power2022.families(np.stack([np.cos(angle), np.sin(angle)], 1), "x_plus_y")
-    assert text == "z to z + 39, the nearest" and [strand.tolist() for strand in nearest] == [[39 * i % 97 for i in range(98)]]
-    assert [strand.tolist() for strand in eights] == [[8 * i % 97 for i in range(98)]]
-    (_, eights), _ = power2022.families(np.stack([np.cos(angle), np.sin(angle)], 1)[:12], "x_minus_y")
-    assert sorted(map(sorted, map(set, map(np.ndarray.tolist, eights)))) == [[i, i + 4, i + 8] for i in range(4)]
+    rows = np.stack([np.cos(angle), np.sin(angle)], 1)
+    found = {name: value for _, value, _, name, _ in power2022.relations(rows, "x_plus_y")}
+    assert len(found) == 48 and min(found, key=found.get) == next(iter(found)) == "z+39"
+    chord = lambda a, b: ((rows[a] - rows[b]) ** 2).sum()
+    any_two = np.mean([chord(a, b) for a, b in itertools.combinations(range(97), 2)])
+    for k in 8, 39:
+        assert found[f"z+{k}"] == pytest.approx(np.mean([chord(z, (z + k) % 97) for z in range(97)]) / any_two)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -327,13 +329,28 @@ def test_the_cosets_that_are_clusters_are_found(side):
     rows, random = np.empty((120, 16)), np.random.default_rng(0)
     for coset in cosets:
         rows[list(coset)] = random.normal(size=16) + 0.01 * random.normal(size=(10, 16))
-    for text, found in power2022.families(rows, "s5_xyx"):
-        assert {frozenset(map(int, coset)) for coset in found} == cosets
-        assert "cosets of D5" in text and ": 100% of the variance between them, 9% by chance" in text
-    within, chance, _ = power2022.cosets(random.normal(size=(120, 128)), [[3, 4, 2, 0, 1], [0, 2, 1, 4, 3]])
-    assert chance - 0.03 < within < chance == pytest.approx(108 / 119)       # no clusters; the best of twelve tries
-    sizes = {name: len(power2022.cosets(rows, generators)[2]) for name, generators in power2022.SUBGROUPS.items()}
-    assert sizes == dict(D5=12, A4=10, S4=5, A5=2, S3=20)
+    found = power2022.relations(rows, "s5_xyx")
+    clear, value, order, _, families = found[0]
+    assert {frozenset(coset) for coset in families.tolist()} == cosets and order == 10
+    within, any_two = ([((rows[a] - rows[b]) ** 2).sum() for a, b in pairs] for pairs in (
+        [pair for coset in cosets for pair in itertools.combinations(coset, 2)], itertools.combinations(range(120), 2)))
+    assert value == pytest.approx(np.mean(within) / np.mean(any_two))
+    between = 10 * sum(((rows[list(coset)].mean(0) - rows.mean(0)) ** 2).sum() for coset in cosets)
+    assert clear == pytest.approx(between / 11 / (((rows - rows.mean(0)) ** 2).sum() - between) * 108)
+    chance = power2022.relations(random.normal(size=(120, 128)), "s5_xy")
+    assert len(chance) == 17 and all(0.95 < value < 1.01 for _, value, *_ in chance)      # no clusters; the best of many tries
+
+
+def test_the_subgroups_of_s5_are_its_nineteen_classes():
+    found = power2022.subgroups()
+    sizes = sorted((conjugates.shape[1], len(conjugates)) for _, conjugates in found)  # as the literature has them
+    assert sizes == sorted([(2, 10), (2, 15), (3, 10), (4, 15), (4, 15), (4, 5), (5, 6), (6, 10), (6, 10), (6, 10), (8, 15), (10, 6),
+                            (12, 10), (12, 5), (20, 6), (24, 5), (60, 1)])
+    then = lambda x, y: tuple(y[i] for i in x)
+    for _, conjugates in found:
+        group = {PERMS[z] for z in conjugates[-1]}
+        assert {then(x, y) for x in group for y in group} == group
+    assert power2022.cycles(PERMS.index((3, 4, 2, 0, 1))) == "(0 3)(1 4)" and power2022.cycles(PERMS.index((0, 2, 3, 1, 4))) == "(1 2 3)"
 
 
 def test_sharpness_of_a_quadratic_is_that_of_a_corner_of_the_box():
@@ -342,38 +359,57 @@ def test_sharpness_of_a_quadratic_is_that_of_a_corner_of_the_box():
     box = 0.05 * (w.abs() + 1)
     f = lambda v: 0.7 + (curvature.square() * (v - w).square()).sum()           # w is its minimum
     highest = (curvature * box).square().sum().item()
-    assert power2022.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * highest / 1.7, rel=1e-9)
+    assert power2022.sharpness(f, w, box) == pytest.approx(100 * highest / 1.7, rel=1e-9)
     f = lambda v: 2 + (curvature * (v - w)).sum() - 0.1 * (v - w).square().sum()  # its maximum is not in the box
     corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=8)), dtype=torch.float64)
     highest = max(f(w + corner * box).item() for corner in corners)
-    assert power2022.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * (highest - 2) / 3, rel=1e-9)
+    assert power2022.sharpness(f, w, box) == pytest.approx(100 * (highest - 2) / 3, rel=1e-9)
     f = lambda v: 2 - (v - w - box / 3).square().sum()                           # its maximum is inside, a third out
-    assert power2022.sharpness(f, w, epsilon=0.05) == pytest.approx(100 * (2 - f(w).item()) / (1 + f(w).item()), rel=0.02)
-    assert power2022.sharpness(lambda v: (v * 0).sum(), w) == 0
+    assert power2022.sharpness(f, w, box) == pytest.approx(100 * (2 - f(w).item()) / (1 + f(w).item()), rel=0.02)
+    assert power2022.sharpness(lambda v: (v * 0).sum(), w, box) == 0
 
 
 def test_sharpness_of_a_run_is_that_of_its_training_loss(tmp_path, monkeypatch):
     run, = grok.train(Config(**TINY, outliers=5), quiet=True)
-    tiny, wide = (power2022.run_sharpness(run, epsilon=epsilon) for epsilon in (1e-9, 1e-2))
-    assert 0 <= tiny < 1e-3 < wide
-    seen = []
-    monkeypatch.setattr(power2022, "sharpness", lambda loss, w, epsilon: seen.append(loss(w).item()))
+    boxes, seen, w = dict(tiny=lambda w: 1e-9 * (w.abs() + 1), wide=lambda w: 1e-2 * (w.abs() + 1)), [], run.state["W"]
+    with monkeypatch.context() as changed:
+        changed.setattr(power2022, "BOXES", boxes)
+        found = power2022.run_sharpness(run)
+    assert 0 <= found["tiny"] < 1e-3 < found["wide"]
+    monkeypatch.setattr(power2022, "sharpness", lambda loss, w, box: seen.append((loss(w).item(), box)))
     power2022.run_sharpness(run)
-    assert seen[0] == pytest.approx(run.log[-1]["train_loss"], abs=1e-5)
+    assert [loss for loss, _ in seen] == pytest.approx([run.log[-1]["train_loss"]] * 2, abs=1e-5)
+    assert torch.equal(seen[0][1], 0.001 * (w.abs() + 1)) and torch.equal(seen[1][1], 0.01 * w.abs())
 
 
-def test_the_map_joins_the_points_it_shows_and_the_rank_correlation_knows_order_alone(monkeypatch):
-    runs = grok.train(Config.grid(**TINY | dict(p=23, steps=5), seed=[0, 1, 2, 3]), quiet=True)
-    for axes in power2022.output_map(runs[0]).axes:
-        points = axes.lines[0].get_xydata()
-        step = int(axes.get_title().split("z + ")[1].split(",")[0])
-        assert np.allclose(drawn(axes)[1], points[[step * i % 23 for i in range(24)]])
-    points = [(1, 1), (2, 3), (3, 2), (4, 4)]                                     # 1 - 6 · 2 / (4³ - 4) = 0.8
-    for run, (_, accuracy) in zip(runs, points):
-        run.log[-1]["val_acc"] = accuracy
-    monkeypatch.setattr(power2022, "run_sharpness", lambda run: points[run.config.seed][0])
-    figure = power2022.sharpness_map(runs)
-    assert drawn(figure.axes[0]) == [points] and "ρ = 0.800" in figure.axes[0].get_title()
+def test_the_map_joins_the_points_that_it_shows():
+    run, = grok.train(Config(**TINY | dict(p=23, steps=5)), quiet=True)
+    for axes in power2022.output_map(run).axes:
+        points, joined = axes.lines[0].get_xydata(), [line.get_xydata() for line in axes.lines[1:]]
+        step = int(axes.get_title().split("z+")[1].split(",")[0])
+        assert np.allclose(joined, [points[[z, (z + step) % 23]] for z in range(23)])
+
+
+def test_figures_3_and_7_write_a_row_for_all_that_they_look_at(tmp_path):
+    runs = grok.train(Config.grid(**TINY | dict(steps=5, p=17), seed=[0, 1], frac=[0.4, 0.5]), out=tmp_path, quiet=True)
+    power2022.make("7", tmp_path)
+    rows = list(csv.DictReader(open(tmp_path / "sharpness.csv")))
+    assert [(row["seed"], row["frac"], float(row["val_acc"])) for row in rows] == [
+        (str(run.config.seed), str(run.config.frac), pytest.approx(run.log[-1]["val_acc"])) for run in runs]
+    power2022.make("3", tmp_path)
+    rows = list(csv.DictReader(open(tmp_path / "relations.csv")))
+    assert len(rows) == 4 * 2 * 8 and len(list(tmp_path.glob("map-*.png"))) >= 2
+    first, last = power2022.relation_rows(runs[0]), power2022.relation_rows(runs[3])
+    assert [row["apart"] for row in rows[:16] + rows[-16:]] == [str(row["apart"]) for row in (*first, *last)]
+    ranked = [[-float(row["F"]) for row in rows[i:i + 8]] for i in range(0, 64, 8)]
+    assert ranked == [sorted(values) for values in ranked] and [row["rank"] for row in rows] == [str(1 + i % 8) for i in range(64)]
+
+
+def test_the_points_of_the_sharpness_map_are_the_rows():
+    rows = [dict(op="s5_xy", frac=0.5, phi=x, phi_relative=5 - x, val_acc=y) for x, y in [(1, 1), (2, 3), (3, 2), (4, 4)]]
+    one, other = power2022.sharpness_map(rows).axes                                   # 1 - 6 · 2 / (4³ - 4) = 0.8
+    assert drawn(one) == [[(1, 1), (2, 3), (3, 2), (4, 4)]] and drawn(other) == [[(4, 1), (3, 3), (2, 2), (1, 4)]]
+    assert "ρ = 0.800" in one.get_legend().texts[0].get_text() and "ρ = -0.800" in other.get_legend().texts[0].get_text()
 
 
 # --- tables.py ------------------------------------------------------------------------------------
@@ -394,6 +430,8 @@ def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, mon
     assert list(tables.cells("made.csv", "op=a speed=10 lr?", "/speed=0"))[1:] == [["0.01", "0.350 (0.300–0.400)"]]
     text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
     assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n| c | 5 |\n\ny"
+    assert list(tables.cells("made.csv", "op speed=0 lr>", "n")) == [["op", "0.01", "0.1"], ["a", "2", "2"], ["c", "–", "2"]]
+    assert list(tables.cells("made.csv", "op=c speed=9", "n val_99~seed"))[1:] == [["3", "0.87"]]
     inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
     assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
     assert tables.computed("<!-- made.csv: op=b lr?: val_99 -->?<!-- -->") == "<!-- made.csv: op=b lr?: val_99 -->7<!-- -->"
