@@ -8,7 +8,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import exponentiation
 import features
 import grok
+import lead
 import llm
+import measures
 import numpy as np
 import progress
 import pytest
@@ -518,3 +520,52 @@ def test_the_map_has_fractions_across_and_widths_up_each_in_the_colour_of_its_co
     colour = dict(zip(unified.COURSES, unified.COLOURS))
     assert cells == {(0, 0): colour["memorised"], (1, 0): colour["grokked"], (1, 1): colour["at once"]} and len(set(colour.values())) == 4
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.2", "0.6"] and [t.get_text() for t in axes.get_yticklabels()] == ["8", "32"]
+
+
+# --- measures.py, lead.py -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("op", ["x_plus_y", "s5_xy"])
+def test_all_measures_together_are_those_of_each_study_and_leave_training_alone(op):
+    settings = dict(TINY, op=op, frac=0.05 if op == "s5_xy" else 0.5, steps=12, eval_every=5)
+    alone = [(progress.Progress, progress.Config)] * (op != "s5_xy") + [(tracing.Tracing, tracing.Config), (spectra.Spectra, spectra.Config),
+             (features.Features, features.Config), (llm.LocalGrokking, Config), (grok.Stack, Config)]
+    together, = grok.train(measures.Config(**settings), method=measures.Measures, quiet=True)
+    names = set()
+    for method, config in alone:
+        run, = grok.train(config(**settings), method=method, quiet=True)
+        for row, other in zip(run.log, together.log, strict=True):
+            assert all(value == other[name] for name, value in row.items() if name != "seconds")
+        names |= run.log[-1].keys()
+    assert names == together.log[-1].keys()
+
+
+def test_the_cost_is_told_of_each_study():
+    assert list(measures.cost(measures.Config(**TINY))) == ["Stack", "Progress", "Spectra", "Features", "LocalGrokking", "Tracing", "Measures"]
+
+
+def test_leads_and_roc_areas_by_hand_and_by_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+    steps, random = np.arange(0, 100, 10.0), np.random.default_rng(0)
+    train = np.array([0, 0.5, 0.99, 1, 1, 1, 1, 1, 1, 1])
+    val = np.array([0, 0, 0.01, 0.02, 0.1, 0.3, 0.6, 0.9, 0.99, 1])     # starts at update 20, is half way at 60, ends at 80
+    early = np.array([9, 9, 5, 4, 2.9, 2, 1.5, 1, 1, 7])               # from 5 to 1, half way at 40; what follows does not count
+    late = np.array([0, 3, 0, 0, 0, 0, 0, 0, 8, 0.0])
+    runs = [(dict(seed=i), dict(step=steps, train_acc=train, val_acc=val if i < 4 else 0 * val, early=early, late=late, drawn=random.normal(size=10)))
+            for i in range(9)]
+    runs.append((dict(seed=9), dict(runs[0][1], train_acc=0.5 * train)))                   # never memorises: left out
+    runs.append((dict(seed=10), dict(runs[0][1], val_acc=np.maximum(val, train))))         # generalises at once: no lead
+    rows = lead.rows_of(runs)
+    of = {name: [row for row in rows if row["column"] == name] for name in ("val_acc", "early", "late", "drawn")}
+    assert all([row["seed"] for row in some] == [*range(9), 10] for some in of.values()) and len(rows) == 40
+    assert [[row["lead"] for row in of[name]] for name in ("val_acc", "early", "late")] == [[n] * 4 + [""] * 6 for n in (0, 20, -20)]
+    drawn = of["drawn"]
+    assert drawn[0]["auc"] == pytest.approx(roc_auc_score([row["generalises"] for row in drawn], [row["at_99"] for row in drawn]))
+    assert of["late"][0]["auc"] == 0.5 and [row["at_99"] for row in drawn] == [runs[row["seed"]][1]["drawn"][2] for row in drawn]
+
+
+def test_lead_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path, capsys):
+    configs = measures.Config.grid(**dict(TINY, steps=8, eval_every=4), seed=[0, 1])
+    grok.train(configs, out=tmp_path / "some", method=measures.Measures, quiet=True)
+    assert lead.main([str(tmp_path / "some"), "--out", str(tmp_path / "to")]) == 0
+    assert (tmp_path / "to" / "some.png").stat().st_size > 10_000 and (tmp_path / "to" / "lead.csv").exists()
+    assert lead.main([str(tmp_path / "none")]) == 2 and "none" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""Which measures move before validation accuracy does, and do they tell runs that will generalise?
+Of every column of run folders of measures.py, one task each, in which some runs generalise:
+
+lead    updates by which it has gone half of its way sooner than validation accuracy; its way is
+        from where training accuracy reaches 99 % to where validation accuracy does. Negative if it
+        follows; empty for a run that does not generalise or does so at that evaluation.
+auc     area under the ROC curve of "will generalise" by the column's value where training accuracy
+        reaches 99 %: 1 or 0 tells all runs apart (by a greater, or a smaller, value), 0.5 none.
+
+    python studies/lead.py runs/x_plus_y runs/s5_xy --out pictures
+
+writes lead.csv, a row for each run that memorises and column, and a picture of each folder.
+"""
+import argparse
+import csv
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import grok
+import measures
+import numpy as np
+
+def first(values, least):
+    """The index at which a series first is `least` or more, or None."""
+    return next(iter(np.flatnonzero(values >= least)), None)
+
+def halfway(values):
+    """The index at which a series first has gone half of the way from its first to its last."""
+    way = values[-1] - values[0]
+    return first((values - values[0]) * np.sign(way), abs(way) / 2)
+
+def rows_of(runs):
+    """A row, a dict, for each run that memorises and column; of runs [(settings, columns)]."""
+    rows = []
+    moments = [(first(columns["train_acc"], 0.99), first(columns["val_acc"], 0.99), settings,
+                columns) for settings, columns in runs]
+    moments = [moment for moment in moments if moment[0] is not None]
+    for name in [name for name in runs[0][1] if name not in ("step", "seconds", "train_acc")]:
+        yes, no = ([columns[name][start] for start, end, _, columns in moments
+                    if (end is not None) == there] for there in (True, False))
+        wins = [(a > b) + (a == b) / 2 for a in yes for b in no]
+        for start, end, settings, columns in moments:
+            lead = ""
+            if end is not None and end > start:
+                accuracy, own = (columns["step"][start + halfway(columns[n][start:end + 1])]
+                                 for n in ("val_acc", name))
+                lead = accuracy - own
+            rows.append(settings | dict(column=name, generalises=int(end is not None), lead=lead,
+                                        at_99=columns[name][start],
+                                        auc=statistics.fmean(wins) if wins else ""))
+    return rows
+
+def picture(runs, title):
+    """Every column over updates, in blue of runs that generalise; upright, where they are at 50 %."""
+    from matplotlib.figure import Figure
+    names = [name for name in runs[0][1] if name not in ("step", "seconds")]
+    figure = Figure((14, 2.1 * -(-len(names) // 5)), layout="constrained")
+    figure.suptitle(f"{title}: runs that generalise are blue, others orange", fontsize=9)
+    for a, name in zip(figure.subplots(-(-len(names) // 5), 5).flat, names):
+        for _, columns in runs:
+            there = first(columns["val_acc"], 0.99) is not None
+            a.plot(columns["step"], columns[name], lw=0.8, color="#0072B2" if there else "#D55E00")
+            if there:
+                a.axvline(columns["step"][first(columns["val_acc"], 0.5)], lw=0.4, color="0.6")
+        a.set(xscale="log")
+        a.set_title(name, fontsize=8)
+    return figure
+
+def main(argv=None):
+    cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("folders", nargs="+", metavar="DIR")
+    cli.add_argument("--out", type=Path, default=Path("."), metavar="DIR")
+    given, rows = cli.parse_args(argv), []
+    try:
+        for folder in map(Path, given.folders):
+            runs = [(run.config.columns(), {name: np.array([row[name] for row in run.log])
+                                            for name in run.log[0]})
+                    for run in grok.read(folder, measures.Config) if run.log]
+            rows += rows_of(runs)
+            given.out.mkdir(parents=True, exist_ok=True)
+            picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=110)
+        with open(given.out / "lead.csv", "w", newline="") as opened:
+            table = csv.DictWriter(opened, dict.fromkeys(k for row in rows for k in row),
+                                   lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+    except (grok.UsageError, OSError) as error:
+        print(f"lead.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(main())
