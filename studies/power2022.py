@@ -177,10 +177,10 @@ def sharpness_map(rows):
     from scipy.stats import spearmanr
     figure = Figure((10, 4), layout="constrained")
     for a, name in zip(figure.subplots(1, len(BOXES)), BOXES):
-        for task in sorted({(row["op"], row["frac"]) for row in rows}):
-            points = [(r[name], r["val_acc"]) for r in rows if (r["op"], r["frac"]) == task]
+        for op, frac in sorted({(row["op"], row["frac"]) for row in rows}):
+            points = [(r[name], r["val_acc"]) for r in rows if (r["op"], r["frac"]) == (op, frac)]
             rho = spearmanr(*zip(*points)).statistic
-            a.plot(*zip(*points), "o", label=f"{task}: ρ = {rho:.3f}, n = {len(points)}")
+            a.plot(*zip(*points), "o", label=f"{op}, {frac:.0%}: ρ = {rho:.3f}, n = {len(points)}")
         a.set(xscale="log", xlabel=f"sharpness {name} (%)", ylabel="validation accuracy")
         a.legend(fontsize=7)
     return figure

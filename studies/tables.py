@@ -64,7 +64,7 @@ def groups(runs, by):
     for group in told.values():
         rest = tuple(group[0][name] for name in names if name not in free)
         rank = [statistics.median(values(group, "val_99")),
-                -statistics.median(values(group, "best_val_acc"))]
+                -statistics.median(values(group, "best_val_acc"))] if free else []
         if rest not in first or rank < first[rest][0]:
             first[rest] = rank, group
     return names, free, [group for _, group in first.values()]
