@@ -391,7 +391,7 @@ def test_the_map_joins_the_points_that_it_shows():
 
 
 def test_figures_3_and_7_write_a_row_for_all_that_they_look_at(tmp_path):
-    runs = grok.train(Config.grid(**TINY | dict(steps=5, p=17), seed=[0, 1], frac=[0.4, 0.5]), out=tmp_path, quiet=True)
+    runs = grok.train(Config.grid(**TINY | dict(steps=60, p=17), seed=[0, 1], frac=[0.4, 0.5]), out=tmp_path, quiet=True)
     power2022.make("7", tmp_path)
     rows = list(csv.DictReader(open(tmp_path / "sharpness.csv")))
     assert [(row["seed"], row["frac"], float(row["val_acc"])) for row in rows] == [
