@@ -3,9 +3,11 @@ Of every column of run folders of measures.py, one task each, in which some runs
 
 lead    updates by which it has gone half of its way sooner than validation accuracy; its way is
         from where training accuracy reaches 99 % to where validation accuracy does. Negative if it
-        follows; empty for a run that does not generalise or does so at that evaluation.
+        follows; empty for a run that does not generalise or has by then, and for a column that
+        ends where it began. It is a first crossing: noise on a short way counts as lead.
 auc     area under the ROC curve of "will generalise" by the column's value where training accuracy
         reaches 99 %: 1 or 0 tells all runs apart (by a greater, or a smaller, value), 0.5 none.
+        Runs that have generalised by then are left out.
 
     python studies/lead.py runs/x_plus_y runs/s5_xy --out pictures
 
@@ -27,26 +29,28 @@ def first(values, least):
     return next(iter(np.flatnonzero(values >= least)), None)
 
 def halfway(values):
-    """The index at which a series first has gone half of the way from its first to its last."""
+    """The index at which a series first has gone half of the way from its first to its last, or
+    None if there is no way to go."""
     way = values[-1] - values[0]
-    return first((values - values[0]) * np.sign(way), abs(way) / 2)
+    return first((values - values[0]) / way, 0.5) if way and np.isfinite(way) else None
 
 def rows_of(runs):
     """A row, a dict, for each run that memorises and column; of runs [(settings, columns)]."""
     rows = []
     moments = [(first(columns["train_acc"], 0.99), first(columns["val_acc"], 0.99), settings,
                 columns) for settings, columns in runs]
-    moments = [moment for moment in moments if moment[0] is not None]
+    moments = [m for m in moments if m[0] is not None]
     for name in [name for name in runs[0][1] if name not in ("step", "seconds", "train_acc")]:
-        yes, no = ([columns[name][start] for start, end, _, columns in moments
-                    if (end is not None) == there] for there in (True, False))
+        yes = [columns[name][start] for start, end, _, columns in moments if end and end > start]
+        no = [columns[name][start] for start, end, _, columns in moments if end is None]
         wins = [(a > b) + (a == b) / 2 for a in yes for b in no]
         for start, end, settings, columns in moments:
             lead = ""
-            if end is not None and end > start:
-                accuracy, own = (columns["step"][start + halfway(columns[n][start:end + 1])]
-                                 for n in ("val_acc", name))
-                lead = accuracy - own
+            if end and end > start:
+                halves = [halfway(columns[n][start:end + 1]) for n in ("val_acc", name)]
+                if None not in halves:
+                    accuracy, own = columns["step"][[start + half for half in halves]]
+                    lead = accuracy - own
             rows.append(settings | dict(column=name, generalises=int(end is not None), lead=lead,
                                         at_99=columns[name][start],
                                         auc=statistics.fmean(wins) if wins else ""))

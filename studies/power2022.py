@@ -40,10 +40,9 @@ def interventions(**base):
 def paper(n):
     """The Configs behind each figure, with n seeds or, if None, the paper's number."""
     seed = range(n or 3)
-    long = dict(until=0.0, steps=1_000_000, eval_every=1000)
-    return {"1-left": Config.grid(**long, weight_decay=0.0, seed=seed),
+    return {"1-left": Config.grid(weight_decay=0.0, until=0.0, steps=1_000_000, seed=seed),
             "1-centre": Config.grid(op="s5_xy", frac=S5_FRACS, steps=500_000, seed=range(n or 7)),
-            "2-left": interventions(op="s5_xy", frac=TENTHS, seed=seed),
+            "2-left": interventions(op="s5_xy", frac=TENTHS, until=0.0, seed=seed),
             "2-right": Config.grid(op=TWELVE, frac=[*TENTHS, 0.95], seed=seed),
             "3": Config.grid(op=["x_plus_y", "s5_xy"], until=0.0, seed=seed),
             "6": Config.grid(outliers=OUTLIERS, until=0.0, seed=seed)}
@@ -94,7 +93,8 @@ def relations(rows, op):
     """What may lie together among output rows (n, D), the clearest first: [(F, apart, size, name,
     families)]. In S5 the cosets of each subgroup, and size is its order: of its conjugates, and of
     left and right, those that lie nearest. Else z and z + k, and size is k. `apart` is the mean
-    squared distance in a family by that of any two, F the variance ratio of a one-way analysis."""
+    squared distance in a family by that of any two, F a one-way analysis's variance ratio (of z and
+    z + k, 1 / apart). A name is that of one subgroup of its class."""
     apart = lambda families: rows[families].var(1, ddof=1).mean() / rows.var(0, ddof=1).mean()
     if op.startswith("s5"):
         tried = [(name, class_.shape[1], [
@@ -112,8 +112,8 @@ def relations(rows, op):
 
 def output_rows(run):
     """The rows (n, D) of a run's output layer that belong to elements."""
-    n, model = run.config.sizes()[0], run.config.model()
-    return model.weights(run.state["W"][None])["head"][0, :, :n].T.double().numpy()
+    head = run.config.model().weights(run.state["W"][None])["head"][0]         # (D, V)
+    return head[:, :run.config.sizes()[0]].T.double().numpy()
 
 def relation_rows(run):
     """What lies together in a run's output layer, and in its rows shuffled: a dict a relation."""
@@ -236,8 +236,8 @@ def main(argv=None):
             configs = [replace(config, threads=given.threads) for config in
                        SCALES[given.scale](given.seeds)[FOLDERS[figure]]]
             if given.dry_run:
-                print(f"{figure}: {len(configs)} runs in {folder}, at most "
-                      f"{estimate(configs) / 3600:,.1f} hours")
+                print(f"{figure}: {len(configs)} runs in {folder}, about "
+                      f"{estimate(configs) / 3600:,.1f} hours without evaluations")
             else:
                 grok.train(configs, out=folder)
                 make(figure, folder)

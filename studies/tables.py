@@ -92,7 +92,9 @@ def cell(group, what, runs, by):
         pairs = f", n = {len(by_that)}" * (len(by_that) < len(group))
         return spread(by_that) + pairs if by_that else "control never"
     if "~" in what:
-        return f"{spearmanr(*(values(group, name) for name in what.split('~'))).statistic:.2f}"
+        a, b = what.split("~")
+        both = [run for run in group if run[a] and run[b]]
+        return f"{spearmanr(values(both, a), values(both, b)).statistic:.2f}"
     return spread(values(group, what))
 
 def cells(file, by, what):
