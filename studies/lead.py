@@ -36,28 +36,28 @@ def halfway(values):
 
 def rows_of(runs):
     """A row, a dict, for each run that memorises and column; of runs [(settings, columns)]."""
-    rows = []
-    moments = [(first(columns["train_acc"], 0.99), first(columns["val_acc"], 0.99), settings,
-                columns) for settings, columns in runs]
-    moments = [m for m in moments if m[0] is not None]
+    rows, moments = [], []
+    for settings, columns in runs:
+        start, end = (first(columns[name], 0.99) for name in ("train_acc", "val_acc"))
+        if start is not None:
+            later = end is not None and end > start
+            moments.append((settings, columns, start, end, later))
     for name in [name for name in runs[0][1] if name not in ("step", "seconds", "train_acc")]:
-        yes = [columns[name][start] for start, end, _, columns in moments if end and end > start]
-        no = [columns[name][start] for start, end, _, columns in moments if end is None]
+        yes = [columns[name][start] for _, columns, start, _, later in moments if later]
+        no = [columns[name][start] for _, columns, start, end, _ in moments if end is None]
         wins = [(a > b) + (a == b) / 2 for a in yes for b in no]
-        for start, end, settings, columns in moments:
-            lead = ""
-            if end and end > start:
-                halves = [halfway(columns[n][start:end + 1]) for n in ("val_acc", name)]
-                if None not in halves:
-                    accuracy, own = columns["step"][[start + half for half in halves]]
-                    lead = accuracy - own
-            rows.append(settings | dict(column=name, generalises=int(end is not None), lead=lead,
+        for settings, columns, start, end, later in moments:
+            ways = [columns[n][start:end + 1] for n in ("val_acc", name)] if later else []
+            halves = [half for half in map(halfway, ways) if half is not None]
+            steps = columns["step"][start:][halves]
+            rows.append(settings | dict(column=name, generalises=int(end is not None),
+                                        lead=steps[0] - steps[1] if len(steps) == 2 else "",
                                         at_99=columns[name][start],
                                         auc=statistics.fmean(wins) if wins else ""))
     return rows
 
 def picture(runs, title):
-    """Every column over updates, in blue of runs that generalise; upright, where they are at 50 %."""
+    """Every column over updates, blue for runs that generalise; upright lines: where half right."""
     from matplotlib.figure import Figure
     names = [name for name in runs[0][1] if name not in ("step", "seconds")]
     figure = Figure((14, 2.1 * -(-len(names) // 5)), layout="constrained")
@@ -83,14 +83,12 @@ def main(argv=None):
             runs = [(run.config.columns(), {name: np.array([row[name] for row in run.log])
                                             for name in run.log[0]})
                     for run in grok.read(folder, measures.Config) if run.log]
-            rows += rows_of(runs)
+            rows += (found := rows_of(runs) if runs else [])
+            grok.refuse(not found, f"{folder}: no run in it reaches 99 % of training accuracy")
             given.out.mkdir(parents=True, exist_ok=True)
             picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=110)
         with open(given.out / "lead.csv", "w", newline="") as opened:
-            table = csv.DictWriter(opened, dict.fromkeys(k for row in rows for k in row),
-                                   lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+            csv.writer(opened, lineterminator="\n").writerows([rows[0], *map(dict.values, rows)])
     except (grok.UsageError, OSError) as error:
         print(f"lead.py: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """All measures of this folder on the same runs, so that they can be compared (studies/lead.py).
 
-Measures add up: each study's measure() adds its columns to those of the next class. This file alone
-imports the others. In S5, where nothing turns, the columns of progress.py are left out.
+Measures add up: each study's measure() adds its columns to those of the next class. This file and
+lead.py alone import others. In S5, where nothing turns, the columns of progress.py are left out.
 
     python studies/measures.py --recipe fast --op x_plus_y --weight-decay 0 1 --out runs/measures
     python studies/measures.py --cost       seconds an evaluation, on x + y with the fast recipe

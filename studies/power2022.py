@@ -51,11 +51,12 @@ def cpu(n):
     """The same in minutes to hours, with the fast recipe and smaller tables and budgets."""
     seed, fast, long = range(n or 3), grok.FAST, grok.FAST | dict(until=0.0, steps=2000)
     s5 = interventions(**LIGHT, op="s5_xy", frac=[0.5, 0.8], until=0.0, steps=5000, seed=seed)
-    small = interventions(**SMALL | LIGHT, steps=4000, seed=seed)
+    small = SMALL | LIGHT | dict(steps=4000, seed=seed)  # where a full batch is small, too
     return {"1-left": [c for start in (LIGHT, {}) for c in Config.grid(
                 **SMALL | start, grad_clip=[0.0, 0.01], steps=10_000, seed=seed)],
             "1-centre": Config.grid(**fast, op="s5_xy", frac=S5_FRACS, seed=range(n or 5)),
-            "2-left": [c for c in s5 if c.batch_size] + small[:3 * len(seed)],  # for full batches
+            "2-left": [c for c in s5 if c.batch_size] + Config.grid(**small) + [
+                c for c in interventions(**small) if not c.batch_size],
             "2-right": [replace(c, eval_every=100) for c in
                         Config.grid(**fast, op=TWELVE, frac=TENTHS[1:], seed=seed)],
             "3": Config.grid(**long, op=["x_plus_y", "s5_xy"], seed=seed),
@@ -189,9 +190,10 @@ def sharpness_map(rows):
 
 def estimate(configs):
     """Seconds that some runs take if each spends its steps: from a few updates of each stack."""
-    seconds = 0.0
-    for group in grok.stacks([grok.Run(c, "") for c in configs], grok.pick_device("auto")):
-        stack = grok.Stack(group, grok.pick_device("auto"))
+    seconds, device = 0.0, grok.pick_device("auto")
+    torch.set_num_threads(configs[0].threads or torch.get_num_threads())
+    for group in grok.stacks([grok.Run(c, "") for c in configs], device):
+        stack = grok.Stack(group, device)
         stack.advance(2)
         start = time.perf_counter()
         stack.advance(7)
@@ -215,9 +217,7 @@ def make(figure, folder):
                             *arguments], check=True)
         return
     with open(file, "w", newline="") as opened:
-        table = csv.DictWriter(opened, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+        csv.writer(opened, lineterminator="\n").writerows([rows[0], *map(dict.values, rows)])
     print(file)
 
 def main(argv=None):

@@ -1,6 +1,6 @@
 """Properties of the measures: each column against something independent, per run of a stack of different runs. That they leave
 training alone is tested with the interventions. Run: python -m pytest -q studies"""
-import math, sys
+import csv, math, sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -566,8 +566,17 @@ def test_leads_and_roc_areas_by_hand_and_by_scikit_learn():
 
 
 def test_lead_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path, capsys):
-    configs = measures.Config.grid(**dict(TINY, steps=8, eval_every=4), seed=[0, 1])
-    grok.train(configs, out=tmp_path / "some", method=measures.Measures, quiet=True)
+    for name, steps in ("some", 400), ("short", 8):
+        configs = measures.Config.grid(**dict(TINY, lr=0.01, weight_decay=0.0, steps=steps, eval_every=steps // 2), seed=[0, 1])
+        runs = grok.train(configs, out=tmp_path / name, method=measures.Measures, quiet=True)
+        if name == "some":
+            columns = [c for c in runs[0].log[0] if c not in ("step", "seconds", "train_acc")]
+            memorised = [str(run.config.seed) for run in runs if any(row["train_acc"] >= 0.99 for row in run.log)]
     assert lead.main([str(tmp_path / "some"), "--out", str(tmp_path / "to")]) == 0
-    assert (tmp_path / "to" / "some.png").stat().st_size > 10_000 and (tmp_path / "to" / "lead.csv").exists()
-    assert lead.main([str(tmp_path / "none")]) == 2 and "none" in capsys.readouterr().err
+    with open(tmp_path / "to" / "lead.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["column"], row["seed"], row["weight_decay"]) for row in rows] == [(c, seed, "0.0") for c in columns for seed in memorised] != []
+    assert (tmp_path / "to" / "some.png").stat().st_size > 10_000
+    for name in "short", "none":
+        assert lead.main([str(tmp_path / name), "--out", str(tmp_path / "no")]) == 2 and name in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

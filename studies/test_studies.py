@@ -262,7 +262,7 @@ def test_figures_at_the_paper_s_scale_have_its_settings():
         assert all(getattr(c, name) == value for name, value in model.items())
     assert told(runs["1-left"], "op", "frac", "weight_decay", "lr", "batch_size", "steps", "until") == {("x_div_y", 0.5, 0, 1e-3, 512, 10**6, 0)}
     assert told(runs["1-centre"], "op", "weight_decay", "steps", "lr") == {("s5_xy", 1, 5 * 10**5, 1e-3)} and len(told(runs["1-centre"], "seed")) == 7
-    assert told(runs["2-left"], "op", "steps") == {("s5_xy", 10**5)} and len(told(runs["2-left"], "seed")) == 3
+    assert told(runs["2-left"], "op", "steps", "until") == {("s5_xy", 10**5, 0)} and len(told(runs["2-left"], "seed")) == 3
     names = "lr", "batch_size", "weight_decay", "decay_to", "dropout", "weight_noise", "update_noise"
     assert told(runs["2-left"], *names) == {
         (1e-3, 512, 0, "origin", 0, 0, 0), (1e-3, 0, 0, "origin", 0, 0, 0), (1e-3, 0, 0, "origin", 0, 0, 1),
