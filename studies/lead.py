@@ -11,7 +11,8 @@ auc     area under the ROC curve of "will generalise" by the column's value wher
 
     python studies/lead.py runs/x_plus_y runs/s5_xy --out pictures
 
-writes lead.csv, a row for each run that memorises and column, and a picture of each folder.
+writes lead.csv, a row for each run that memorises and column, with its first settings and those
+that are not the same in all, and a picture of each folder.
 """
 import argparse
 import csv
@@ -23,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import grok
 import measures
 import numpy as np
+
+LEFT_OUT = "step", "seconds", "train_acc"
 
 def first(values, least):
     """The index at which a series first is `least` or more, or None."""
@@ -42,7 +45,7 @@ def rows_of(runs):
         if start is not None:
             later = end is not None and end > start
             moments.append((settings, columns, start, end, later))
-    for name in [name for name in runs[0][1] if name not in ("step", "seconds", "train_acc")]:
+    for name in [name for _, columns in runs[:1] for name in columns if name not in LEFT_OUT]:
         yes = [columns[name][start] for _, columns, start, _, later in moments if later]
         no = [columns[name][start] for _, columns, start, end, _ in moments if end is None]
         wins = [(a > b) + (a == b) / 2 for a in yes for b in no]
@@ -83,12 +86,16 @@ def main(argv=None):
             runs = [(run.config.columns(), {name: np.array([row[name] for row in run.log])
                                             for name in run.log[0]})
                     for run in grok.read(folder, measures.Config) if run.log]
-            rows += (found := rows_of(runs) if runs else [])
+            rows += (found := [dict(folder=folder.name) | row for row in rows_of(runs)])
             grok.refuse(not found, f"{folder}: no run in it reaches 99 % of training accuracy")
             given.out.mkdir(parents=True, exist_ok=True)
             picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=110)
         with open(given.out / "lead.csv", "w", newline="") as opened:
-            csv.writer(opened, lineterminator="\n").writerows([rows[0], *map(dict.values, rows)])
+            rest = measures.Config().columns().keys() - set(grok.LEADING.split())
+            names = [n for n in rows[0] if n not in rest or len({row[n] for row in rows}) > 1]
+            table = csv.DictWriter(opened, names, extrasaction="ignore", lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
     except (grok.UsageError, OSError) as error:
         print(f"lead.py: {error}", file=sys.stderr)
         return 2

@@ -6,23 +6,30 @@ routing need a mixture of experts and are not here.
 Kept for each equation: the update of the evaluation since which every evaluation found it right.
 memorised_10, _50, _90: by which update 10, 50 and 90 % of the training equations were so;
 generalised_10, _50, _90: of the validation equations. An equation that is wrong counts as right
-only now: a value equal to `step` says not yet. local_x, local_y, local_z: over the groups of
-equations that have x (or y, or z) in common, the correlation of the mean update of a group's
-training equations with that of its validation equations; 0 where there is none to compute. If an
-equation's time has nothing to do with its group, it is 0 ± 1/√p; if it depends on the partners
-alone, it is negative, as the two sets share these out.
+only now: a value equal to `step` says not yet. --parts 2 adds the same for the equations with even
+y, generalised_50_y0 and so on, and with odd y, generalised_50_y1. local_x, local_y, local_z: over
+the groups of equations that have x (or y, or z) in common, the correlation of the mean update of a
+group's training equations with that of its validation equations; 0 where there is none to compute.
+If an equation's time has nothing to do with its group, it is 0 ± 1/√p; if it depends on the
+partners alone, it is negative, as the two sets share these out.
 
     python studies/llm.py --recipe fast --frac 0.3 0.5 --eval-every 5 --seed 0 1 2 --out runs/llm
-    python studies/llm.py --recipe fast --op x_div_y_if_y_odd_else_x_minus_y --eval-every 5
+    python studies/llm.py --recipe fast --op x_div_y_if_y_odd_else_x_minus_y --parts 2
 
 A map of the table: grok.read("runs/llm", seed=0, frac=0.5)[0].state["since"] (N,), 0 where wrong.
 """
+import itertools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import grok
 import torch
+
+@dataclass(frozen=True)
+class Config(grok.Config):
+    parts: int = grok.setting(1, "columns of their own for y mod this, from 2 on", "[1, 9]", True)
 
 def by_group(when, mask, group, n):
     """The mean of `when` over each group's equations in `mask`, (R, n), and their number. Sums of
@@ -50,9 +57,11 @@ class LocalGrokking(grok.Stack):
         self.since = torch.where(self.since > 0, self.since, now) * right
         when = torch.where(right, self.since, now).cpu().double()
         sets, q = dict(memorised=self.train.cpu(), generalised=~self.train.cpu()), [0.1, 0.5, 0.9]
-        for name, mask in sets.items():
-            shares = when.where(mask, torch.nan).nanquantile(torch.tensor(q).double(), 1)
-            columns |= {f"{name}_{100 * share:.0f}": column for share, column in zip(q, shares)}
+        y, n = self.y.cpu(), self.config.parts
+        parts = {"": y >= 0} | {f"_y{k}": y % n == k for k in range(n) if n > 1}
+        for (name, mask), (part, among) in itertools.product(sets.items(), parts.items()):
+            times = when.where(mask & among, torch.nan).nanquantile(torch.tensor(q).double(), 1)
+            columns |= {f"{name}_{100 * share:.0f}{part}": time for share, time in zip(q, times)}
         for name, group in dict(x=self.x, y=self.y, z=self.labels).items():
             (a, m), (b, n) = (by_group(when, mask, group.cpu(), self.model.n)
                               for mask in sets.values())
@@ -60,4 +69,4 @@ class LocalGrokking(grok.Stack):
         return columns
 
 if __name__ == "__main__":
-    sys.exit(grok.main(method=LocalGrokking))
+    sys.exit(grok.main(config=Config, method=LocalGrokking))

@@ -20,7 +20,7 @@ import spectra
 import tracing
 
 @dataclass(frozen=True)
-class Config(progress.Config, tracing.Config, spectra.Config, features.Config):
+class Config(progress.Config, tracing.Config, spectra.Config, features.Config, llm.Config):
     def __post_init__(self):
         after = progress.Config if self.op.startswith("s5") else Config
         super(after, self).__post_init__()

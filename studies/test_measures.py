@@ -302,7 +302,7 @@ def test_coupled_l2_is_torchs_adam_and_its_control_adamw(monkeypatch):
 
 def test_each_equation_keeps_the_update_since_which_it_is_right_and_groups_are_correlated(monkeypatch):
     """Made answers over five evaluations of two runs, counted by loops: since, quantiles of each set, correlation of groups."""
-    stack, random = stack_of(llm.LocalGrokking, grok.Config, seed=[0, 1], frac=0.4), np.random.default_rng(0)
+    stack, random = stack_of(llm.LocalGrokking, llm.Config, seed=[0, 1], frac=0.4, parts=3), np.random.default_rng(0)
     right = random.random((5, 2, 121)) < np.array([0.2, 0.5, 0.7, 0.8, 0.95])[:, None, None]
     updates = [1, 2, 5, 10, 20]
     def made(function):  # logits that are right where `right` says so
@@ -323,6 +323,9 @@ def test_each_equation_keeps_the_update_since_which_it_is_right_and_groups_are_c
             for name, mask in ("memorised", train), ("generalised", ~train):
                 expected = np.quantile(when[mask], [0.1, 0.5, 0.9])
                 assert [columns[f"{name}_{q}"][run].item() for q in (10, 50, 90)] == pytest.approx(expected)
+                for k in range(3):
+                    part = np.median(when[mask & (np.tile(np.arange(11), 11) % 3 == k)])             # y counts fastest
+                    assert columns[f"{name}_50_y{k}"][run] == pytest.approx(part)
             for name, group in ("x", stack.x), ("y", stack.y), ("z", stack.labels):
                 group = group[run].numpy()
                 means = [[when[mask & (group == g)].mean() for g in range(11)] for mask in (train, ~train)]
@@ -334,7 +337,7 @@ def test_each_equation_keeps_the_update_since_which_it_is_right_and_groups_are_c
 def test_groups_that_learn_in_turn_are_correlated_and_a_group_of_one_kind_alone_is_left_out():
     """Equations learned by x alone, in both sets at once: 1 over the groups of x; negative over those of y, of which each set has the other's x. An x that
     has only training equations does not count."""
-    stack = stack_of(llm.LocalGrokking, grok.Config, seed=[0, 1])
+    stack = stack_of(llm.LocalGrokking, llm.Config, seed=[0, 1])
     stack.train[1] |= stack.x[1] == 4
     when = stack.x * 7 % 11 + 2                               # the update, an order of the groups
     when[1][stack.x[1] == 4] = 1000                           # never: would spoil it
@@ -349,7 +352,8 @@ def test_since_is_kept_in_a_folder_and_the_accuracy_agrees_with_it(tmp_path):
     """As the state's third kind of shape, (N,); a plain run's folder goes on, with no equation known yet."""
     settings = grok.Config.grid(**TINY | dict(lr=0.01, until=0.0), seed=[0, 1])
     grok.train(settings, out=tmp_path, quiet=True)
-    grok.train(settings, out=tmp_path, quiet=True, method=llm.LocalGrokking, steps=60)
+    settings = llm.Config.grid(**TINY | dict(lr=0.01, until=0.0, steps=60), seed=[0, 1])
+    grok.train(settings, out=tmp_path, quiet=True, method=llm.LocalGrokking)
     for run in grok.read(tmp_path):
         since, train = run.state["since"], torch.from_numpy(grok.split(run.config)[3])
         assert since.shape == (121,) and set(since.tolist()) == {0, 40, 50, 60}
@@ -528,7 +532,7 @@ def test_the_map_has_fractions_across_and_widths_up_each_in_the_colour_of_its_co
 def test_all_measures_together_are_those_of_each_study_and_leave_training_alone(op):
     settings = dict(TINY, op=op, frac=0.05 if op == "s5_xy" else 0.5, steps=12, eval_every=5)
     alone = [(progress.Progress, progress.Config)] * (op != "s5_xy") + [(tracing.Tracing, tracing.Config), (spectra.Spectra, spectra.Config),
-             (features.Features, features.Config), (llm.LocalGrokking, Config), (grok.Stack, Config)]
+             (features.Features, features.Config), (llm.LocalGrokking, llm.Config), (grok.Stack, Config)]
     together, = grok.train(measures.Config(**settings), method=measures.Measures, quiet=True)
     names = set()
     for method, config in alone:
