@@ -4,7 +4,7 @@ Measures add up: each study's measure() adds its columns to those of the next cl
 lead.py alone import others. In S5, where nothing turns, the columns of progress.py are left out.
 
     python studies/measures.py --recipe fast --op x_plus_y --weight-decay 0 1 --out runs/measures
-    python studies/measures.py --cost       seconds an evaluation, on x + y with the fast recipe
+    python studies/measures.py --cost       seconds an evaluation, on x + y with the fast recipe, as CSV
 """
 import sys
 import time
@@ -31,21 +31,18 @@ class Measures(progress.Progress, spectra.Spectra, features.Features, llm.LocalG
         after = progress.Progress if self.config.op.startswith("s5") else Measures
         return super(after, self).measure()
 
-def cost(config):
-    """Seconds that an evaluation of one run takes, plain and with each study: {name: median}."""
-    medians = {}
-    for method in (grok.Stack, *Measures.__bases__, Measures):
-        stack, seconds = method([grok.Run(config, "")]), []
-        for _ in range(5):
-            start = time.perf_counter()
-            stack.measure()
-            seconds.append(time.perf_counter() - start)
-        medians[method.__name__] = sorted(seconds)[2]
-    return medians
+def cost(config, turns=5):
+    """Seconds that an evaluation of one run takes, plain and with each study, in turns: rows."""
+    methods = grok.Stack, *Measures.__bases__, Measures
+    stacks = {method.__name__: method([grok.Run(config, "")]) for method in methods}
+    for name, stack in [*stacks.items()] * turns:
+        start = time.perf_counter()
+        stack.measure()
+        yield name, time.perf_counter() - start
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--cost"]:
-        for name, seconds in cost(Config(op="x_plus_y", **grok.FAST)).items():
-            print(f"{name:15} {seconds:.3f} s")
+        print("study,seconds", *(f"{name},{seconds:.3f}" for name, seconds in
+                                 cost(Config(op="x_plus_y", **grok.FAST))), sep="\n")
     else:
         sys.exit(grok.main(config=Config, method=Measures))

@@ -402,14 +402,12 @@ def test_the_table_is_of_runs_that_differ_in_seed_alone(tmp_path, capsys):
                 train, val = (0.5 if step % 10 else float(curve[step // 10]) for curve in pair)
                 records.add(run, dict(step=step, train_acc=train, val_acc=val, seconds=1.0))
     assert te.main([str(tmp_path), "--window", "20"]) == 0
-    head, rule, *lines = capsys.readouterr().out.splitlines()
-    assert "train_acc → val_acc" in head and head.count("|") == rule.count("|") == 6
-    cells = [[cell.strip() for cell in text.strip("|").split("|")] for text in lines]
-    assert [(cell[0], cell[1]) for cell in cells] == [("lr 0.001", "15"), ("lr 0.002", "15")]
-    number = lambda cell: [float(part.strip("():")) for part in cell.replace("–", " ").split()]
-    (there, back, most), (_, forth, _) = ([number(cell) for cell in row[2:]] for row in cells)
-    assert 0.02 < there[0] < 0.2 and max(there[1], *back) < 0.01 and forth == pytest.approx([math.log(2), 0], abs=0.01)
-    assert most[0] == pytest.approx(210, abs=10) and most[1] == most[0] + 190 and most[2] > 0.6
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["group"], row["source"], row["target"], row["n"]) for row in rows] == [(f"lr {lr}", "train_acc", "val_acc", "15") for lr in (0.001, 0.002)]
+    there, back = ({name: float(row[name]) for name in ("transfer", "control", "back", "back_control", "most_from", "most_to", "most_excess")} for row in rows)
+    assert 0.02 < there["transfer"] < 0.2 and max(there["control"], there["back"], there["back_control"]) < 0.01
+    assert back["back"] == pytest.approx(math.log(2), abs=0.01) and back["back_control"] < 0.01
+    assert there["most_from"] == pytest.approx(210, abs=10) and there["most_to"] == there["most_from"] + 190 and there["most_excess"] > 0.6
 
 
 def test_what_cannot_be_computed_is_said_in_a_line(tmp_path, capsys):
@@ -423,7 +421,7 @@ def test_what_cannot_be_computed_is_said_in_a_line(tmp_path, capsys):
         out, err = capsys.readouterr()
         assert said in err and err.count("\n") == 1 and not out
     assert te.main([str(tmp_path / "two"), "--window", "3", "--source", "weight_norm"]) == 0
-    assert capsys.readouterr().out.splitlines()[2].startswith("| x_plus_y | 2 | ")
+    assert capsys.readouterr().out.splitlines()[1].startswith("x_plus_y,weight_norm,val_acc,2,")
 
 
 # --- features.py ----------------------------------------------------------------------------------
@@ -544,7 +542,9 @@ def test_all_measures_together_are_those_of_each_study_and_leave_training_alone(
 
 
 def test_the_cost_is_told_of_each_study():
-    assert list(measures.cost(measures.Config(**TINY))) == ["Stack", "Progress", "Spectra", "Features", "LocalGrokking", "Tracing", "Measures"]
+    rows = list(measures.cost(measures.Config(**TINY), 2))
+    assert [name for name, _ in rows] == ["Stack", "Progress", "Spectra", "Features", "LocalGrokking", "Tracing", "Measures"] * 2
+    assert all(seconds > 0 for _, seconds in rows)
 
 
 def test_leads_and_roc_areas_by_hand_and_by_scikit_learn():

@@ -1,9 +1,10 @@
 """Transfer entropy (Pomarico et al. 2025, arXiv 2507.23346): what the past of a series tells of the
 next value of another beyond that one's own past; theirs, between a tensor network's class masks.
 Here, of two columns of metrics.csv: T(s → t) = I(t now; s `lag` evaluations ago | t last), in nats,
-by counts in equal bins, over runs that differ in seed alone. In brackets is the control, with other
-runs as source: what curves share that rise together, and the bias of counting; only the excess
-counts. The last column is the window of evaluations with most excess of source → target.
+by counts in equal bins, over runs that differ in seed alone. The control has other runs as source:
+what curves share that rise together, and the bias of counting; only the excess counts. `back` is
+target → source; most_from … most_to is the window of evaluations with most excess of source →
+target. Written as CSV, a row for each group of runs.
 
     python grok.py --recipe fast --frac 0.3 --until 0 --steps 2000 --seed 0 1 2 3 4 5 --out runs/te
     python studies/transfer_entropy.py runs/te
@@ -14,6 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import grok
 import numpy as np
+
+NAMES = ("group", "source", "target", "n", "transfer", "control", "back", "back_control",
+         "most_from", "most_to", "most_excess")
 
 def entropy(*series):  # of their joint values, symbols, in nats
     counts = np.unique(np.stack([s.ravel() for s in series]), axis=1, return_counts=True)[1]
@@ -42,7 +46,7 @@ def read(folders):
     grok.refuse(not groups, f"{' '.join(folders)}: no metrics.csv there has a run in it")
     return groups
 
-def line(runs, every, source, target, lag, bins, window):  # of a group's {seed: {step: row}}
+def row_of(runs, every, source, target, lag, bins, window):  # of a group's {seed: {step: row}}
     steps = [n for n in sorted(set.intersection(*map(set, runs.values()))) if n % every == 0]
     grok.refuse(not 0 < lag < window - 1 < len(steps) or bins < 2 or len(runs) < 2,
                 f"{len(runs)} runs share {len(steps)} evaluations: must be 2 runs or more, --bins 2"
@@ -52,11 +56,11 @@ def line(runs, every, source, target, lag, bins, window):  # of a group's {seed:
     s, t = (np.array([[float(run[n][name]) for n in steps] for run in runs.values()])
             for name in (source, target))
     s, t = (np.digitize(v, np.linspace(v.min(), v.max(), bins + 1)[1:-1]) for v in (s, t))
-    T = ["{:z.3f} ({:z.3f})".format(*with_control(*ab, lag)) for ab in ((s, t), (t, s))]
+    T = [f"{value:z.4f}" for ab in ((s, t), (t, s)) for value in with_control(*ab, lag)]
     parts = [slice(i, i + window) for i in range(len(steps) - window + 1)]
     excess = [np.subtract(*with_control(s[:, i], t[:, i], lag)) for i in parts]
     most = steps[parts[np.argmax(excess)]]
-    return str(len(runs)), *T, f"{most[0]}–{most[-1]}: {max(excess):.3f}"
+    return source, target, len(runs), *T, most[0], most[-1], f"{max(excess):z.4f}"
 
 def main(argv=None):
     cli = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split(":")[0])
@@ -65,12 +69,12 @@ def main(argv=None):
         cli.add_argument(f"--{name}", type=type(usual), default=usual, help=f"[{usual}]")
     given = vars(cli.parse_args(argv))
     try:
-        groups, arrow = read(given.pop("folders")), "{source} → {target} | {target} → {source}"
-        table = [("", "runs", arrow.format(**given), "most, in updates"), ["---"] * 5]
+        groups, rows = read(given.pop("folders")), [NAMES]
         for key, runs in groups.items():
-            title = ", ".join(" ".join(own) for own in key if not all(own in k for k in groups))
-            table.append((title or key[0][1], *line(runs, int(dict(key)["eval_every"]), **given)))
-        print(*("| " + " | ".join(cells) + " |" for cells in table), sep="\n")
+            title = " ".join(" ".join(own) for own in key if not all(own in k for k in groups))
+            row = row_of(runs, int(dict(key)["eval_every"]), **given)
+            rows.append((title or key[0][1], *row))
+        print(*(",".join(map(str, row)) for row in rows), sep="\n")
         return 0
     except (grok.UsageError, OSError) as error:
         print(f"transfer_entropy.py: {error}", file=sys.stderr)
