@@ -3,21 +3,18 @@ next value of another beyond that one's own past; theirs, between a tensor netwo
 Here, of two columns of metrics.csv: T(s → t) = I(t now; s `lag` evaluations ago | t last), in nats,
 by counts in equal bins, over runs that differ in seed alone. The control has other runs as source:
 what curves share that rise together, and the bias of counting; only the excess counts. `back` is
-target → source; most_from … most_to is the window of evaluations with most excess of source →
-target. Written as CSV, a row for each group of runs.
+target → source, most_from … most_to the window with most excess of source → target. CSV comes out.
 
     python grok.py --recipe fast --frac 0.3 --until 0 --steps 2000 --seed 0 1 2 3 4 5 --out runs/te
     python studies/transfer_entropy.py runs/te
 """
 import argparse, csv, sys
 from pathlib import Path
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import grok
 import numpy as np
 
-NAMES = ("group", "source", "target", "n", "transfer", "control", "back", "back_control",
-         "most_from", "most_to", "most_excess")
+NAMES = "group source target n transfer control back back_control most_from most_to most_excess"
 
 def entropy(*series):  # of their joint values, symbols, in nats
     counts = np.unique(np.stack([s.ravel() for s in series]), axis=1, return_counts=True)[1]
@@ -49,17 +46,17 @@ def read(folders):
 def row_of(runs, every, source, target, lag, bins, window):  # of a group's {seed: {step: row}}
     steps = [n for n in sorted(set.intersection(*map(set, runs.values()))) if n % every == 0]
     grok.refuse(not 0 < lag < window - 1 < len(steps) or bins < 2 or len(runs) < 2,
-                f"{len(runs)} runs share {len(steps)} evaluations: must be 2 runs or more, --bins 2"
-                " or more, --lag 1 or more, --window from --lag + 2 to the evaluations shared")
+                f"{len(runs)} runs share {len(steps)} evaluations: needs 2 runs, --bins 2, --lag 1"
+                " or more, and --window from --lag + 2 to the evaluations shared")
     grok.refuse(any({source, target} - run[steps[0]].keys() for run in runs.values()),
                 f"--source {source}, --target {target}: must be columns of metrics.csv")
     s, t = (np.array([[float(run[n][name]) for n in steps] for run in runs.values()])
             for name in (source, target))
     s, t = (np.digitize(v, np.linspace(v.min(), v.max(), bins + 1)[1:-1]) for v in (s, t))
     T = [f"{value:z.4f}" for ab in ((s, t), (t, s)) for value in with_control(*ab, lag)]
-    parts = [slice(i, i + window) for i in range(len(steps) - window + 1)]
-    excess = [np.subtract(*with_control(s[:, i], t[:, i], lag)) for i in parts]
-    most = steps[parts[np.argmax(excess)]]
+    excess = [np.subtract(*with_control(s[:, i:i + window], t[:, i:i + window], lag))
+              for i in range(len(steps) - window + 1)]
+    most = steps[np.argmax(excess):][:window]
     return source, target, len(runs), *T, most[0], most[-1], f"{max(excess):z.4f}"
 
 def main(argv=None):
@@ -69,11 +66,10 @@ def main(argv=None):
         cli.add_argument(f"--{name}", type=type(usual), default=usual, help=f"[{usual}]")
     given = vars(cli.parse_args(argv))
     try:
-        groups, rows = read(given.pop("folders")), [NAMES]
+        groups, rows = read(given.pop("folders")), [NAMES.split()]
         for key, runs in groups.items():
             title = " ".join(" ".join(own) for own in key if not all(own in k for k in groups))
-            row = row_of(runs, int(dict(key)["eval_every"]), **given)
-            rows.append((title or key[0][1], *row))
+            rows.append([title or key[0][1], *row_of(runs, int(dict(key)["eval_every"]), **given)])
         print(*(",".join(map(str, row)) for row in rows), sep="\n")
         return 0
     except (grok.UsageError, OSError) as error:
