@@ -5,6 +5,8 @@ lead    updates by which it has gone half of its way sooner than validation accu
         from where training accuracy reaches 99 % to where validation accuracy does. Negative if it
         follows; empty for a run that does not generalise or has by then, and for a column that
         ends where it began. It is a first crossing: noise on a short way counts as lead.
+alarms  the share of the runs that do not generalise in which the column, from where training
+        accuracy reaches 99 %, goes as far at some time in their budget.
 auc     area under the ROC curve of "will generalise" by the column's value where training accuracy
         reaches 99 %: 1 or 0 tells all runs apart (by a greater, or a smaller, value), 0.5 none.
         Runs that have generalised by then are left out.
@@ -47,14 +49,18 @@ def rows_of(runs):
             moments.append((settings, columns, start, end, later))
     for name in [name for _, columns in runs[:1] for name in columns if name not in LEFT_OUT]:
         yes = [columns[name][start] for _, columns, start, _, later in moments if later]
-        no = [columns[name][start] for _, columns, start, end, _ in moments if end is None]
-        wins = [(a > b) + (a == b) / 2 for a in yes for b in no]
+        others = [columns[name][start:] for _, columns, start, end, _ in moments if end is None]
+        wins = [(a > b[0]) + (a == b[0]) / 2 for a in yes for b in others]
         for settings, columns, start, end, later in moments:
             ways = [columns[n][start:end + 1] for n in ("val_acc", name)] if later else []
             halves = [half for half in map(halfway, ways) if half is not None]
-            steps = columns["step"][start:][halves]
-            rows.append(settings | dict(column=name, generalises=int(end is not None),
-                                        lead=steps[0] - steps[1] if len(steps) == 2 else "",
+            lead, alarms = "", []
+            if len(halves) == 2:
+                lead = float(np.subtract(*columns["step"][start:][halves]))
+                way = ways[1][-1] - ways[1][0]
+                alarms = [((other - other[0]) / way).max() >= 0.5 for other in others]
+            rows.append(settings | dict(column=name, generalises=int(end is not None), lead=lead,
+                                        alarms=statistics.fmean(alarms) if alarms else "",
                                         at_99=columns[name][start],
                                         auc=statistics.fmean(wins) if wins else ""))
     return rows
