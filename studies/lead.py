@@ -13,8 +13,8 @@ auc     area under the ROC curve of "will generalise" by the column's value wher
 
     python studies/lead.py runs/x_plus_y runs/s5_xy --out pictures
 
-writes lead.csv, a row for each run that memorises and column, with its first settings and those
-that are not the same in all, and a picture of each folder.
+writes lead.csv, a row for each run that memorises and column, with the settings that differ within
+a folder, and a picture of each folder.
 """
 import argparse
 import csv
@@ -97,8 +97,8 @@ def main(argv=None):
             given.out.mkdir(parents=True, exist_ok=True)
             picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=110)
         with open(given.out / "lead.csv", "w", newline="") as opened:
-            rest = measures.Config().columns().keys() - set(grok.LEADING.split())
-            names = [n for n in rows[0] if n not in rest or len({row[n] for row in rows}) > 1]
+            names = [name for name in rows[0] if name not in measures.Config().columns()
+                     or len({(row["folder"], row[name]) for row in rows}) > len(given.folders)]
             table = csv.DictWriter(opened, names, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
             table.writerows(rows)

@@ -576,7 +576,7 @@ def test_leads_and_roc_areas_by_hand_and_by_scikit_learn():
 
 def test_lead_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path, capsys):
     for name, steps in ("some", 400), ("short", 8):
-        configs = measures.Config.grid(**dict(TINY, lr=0.01, weight_decay=0.0, steps=steps, eval_every=steps // 2), seed=[0, 1])
+        configs = measures.Config.grid(**dict(TINY, lr=0.01, weight_decay=0.0, steps=steps, eval_every=steps // 2), seed=[0, 1, 2])
         runs = grok.train(configs, out=tmp_path / name, method=measures.Measures, quiet=True)
         if name == "some":
             columns = [c for c in runs[0].log[0] if c not in ("step", "seconds", "train_acc")]
@@ -584,7 +584,8 @@ def test_lead_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path, capsy
     assert lead.main([str(tmp_path / "some"), "--out", str(tmp_path / "to")]) == 0
     with open(tmp_path / "to" / "lead.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["column"], row["seed"], row["weight_decay"]) for row in rows] == [(c, seed, "0.0") for c in columns for seed in memorised] != []
+    assert [(row["folder"], row["column"], row["seed"]) for row in rows] == [("some", c, seed) for c in columns for seed in memorised]
+    assert len(memorised) > 1 and "lr" not in rows[0]                                      # which is the same in all
     assert (tmp_path / "to" / "some.png").stat().st_size > 10_000
     for name in "short", "none":
         assert lead.main([str(tmp_path / name), "--out", str(tmp_path / "no")]) == 2 and name in capsys.readouterr().err
