@@ -95,7 +95,7 @@ def main(argv=None):
             rows += (found := [dict(folder=folder.name) | row for row in rows_of(runs)])
             grok.refuse(not found, f"{folder}: no run in it reaches 99 % of training accuracy")
             given.out.mkdir(parents=True, exist_ok=True)
-            picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=110)
+            picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=80)
         with open(given.out / "lead.csv", "w", newline="") as opened:
             names = [name for name in rows[0] if name not in measures.Config().columns()
                      or len({(row["folder"], row[name]) for row in rows}) > len(given.folders)]
