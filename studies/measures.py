@@ -42,7 +42,7 @@ def cost(config, turns=5):
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--cost"]:
-        print("study,seconds", *(f"{name},{seconds:.3f}" for name, seconds in
+        print("study,seconds_per_evaluation", *(f"{name},{seconds:.3f}" for name, seconds in
                                  cost(Config(op="x_plus_y", **grok.FAST))), sep="\n")
     else:
         sys.exit(grok.main(config=Config, method=Measures))

@@ -38,8 +38,8 @@ def spread(values):
     """Median (least–greatest) as text."""
     if not values:
         return "–"
-    low, high = said(min(values)), said(max(values))
-    return said(statistics.median(values)) + f" ({low}–{high})" * (low != high)
+    low, high, to = said(min(values)), said(max(values)), " to " if min(values) < 0 else "–"
+    return said(statistics.median(values)) + f" ({low}{to}{high})" * (low != high)
 
 def values(runs, name):
     return [float(run[name] or "inf") for run in runs if run[name] or name.endswith("_99")]
