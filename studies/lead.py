@@ -5,8 +5,8 @@ lead    updates by which it has gone half of its way sooner than validation accu
         from where training accuracy reaches 99 % to where validation accuracy does. Negative if it
         follows; empty for a run that does not generalise or has by then, and for a column that
         ends where it began. It is a first crossing: noise on a short way counts as lead.
-alarms  the share of the runs that do not generalise in which the column, from where training
-        accuracy reaches 99 %, goes as far at some time in their budget.
+alarms  of the runs that do not generalise, the share in which the column goes half of that way, from
+        where training accuracy reaches 99 %, at some time in their budget.
 auc     area under the ROC curve of "will generalise" by the column's value where training accuracy
         reaches 99 %: 1 or 0 tells all runs apart (by a greater, or a smaller, value), 0.5 none.
         Runs that have generalised by then are left out.
