@@ -5,8 +5,8 @@ lead    updates by which it has gone half of its way sooner than validation accu
         from where training accuracy reaches 99 % to where validation accuracy does. Negative if it
         follows; empty for a run that does not generalise or has by then, and for a column that
         ends where it began. It is a first crossing: noise on a short way counts as lead.
-alarms  of the runs that do not generalise, the share in which the column goes half of that way, from
-        where training accuracy reaches 99 %, at some time in their budget.
+alarms  of the runs that do not generalise, the share in which the column, at any time after
+        training accuracy reaches 99 %, has gone as far as half of that way.
 auc     area under the ROC curve of "will generalise" by the column's value where training accuracy
         reaches 99 %: 1 or 0 tells all runs apart (by a greater, or a smaller, value), 0.5 none.
         Runs that have generalised by then are left out.
@@ -27,8 +27,6 @@ import grok
 import measures
 import numpy as np
 
-LEFT_OUT = "step", "seconds", "train_acc"
-
 def first(values, least):
     """The index at which a series first is `least` or more, or None."""
     return next(iter(np.flatnonzero(values >= least)), None)
@@ -47,7 +45,7 @@ def rows_of(runs):
         if start is not None:
             later = end is not None and end > start
             moments.append((settings, columns, start, end, later))
-    for name in [name for _, columns in runs[:1] for name in columns if name not in LEFT_OUT]:
+    for name in [name for name in runs[0][1] if name not in ("step", "seconds", "train_acc")]:
         yes = [columns[name][start] for _, columns, start, _, later in moments if later]
         others = [columns[name][start:] for _, columns, start, end, _ in moments if end is None]
         wins = [(a > b[0]) + (a == b[0]) / 2 for a in yes for b in others]
@@ -92,8 +90,9 @@ def main(argv=None):
             runs = [(run.config.columns(), {name: np.array([row[name] for row in run.log])
                                             for name in run.log[0]})
                     for run in grok.read(folder, measures.Config) if run.log]
-            rows += (found := [dict(folder=folder.name) | row for row in rows_of(runs)])
+            found = [dict(folder=folder.name) | row for row in rows_of(runs)] if runs else []
             grok.refuse(not found, f"{folder}: no run in it reaches 99 % of training accuracy")
+            rows += found
             given.out.mkdir(parents=True, exist_ok=True)
             picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=80)
         with open(given.out / "lead.csv", "w", newline="") as opened:

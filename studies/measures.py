@@ -4,7 +4,7 @@ Measures add up: each study's measure() adds its columns to those of the next cl
 lead.py alone import others. In S5, where nothing turns, the columns of progress.py are left out.
 
     python studies/measures.py --recipe fast --op x_plus_y --weight-decay 0 1 --out runs/measures
-    python studies/measures.py --cost       seconds an evaluation, on x + y with the fast recipe, as CSV
+    python studies/measures.py --cost   seconds an evaluation of x + y with the fast recipe, as CSV
 """
 import sys
 import time

@@ -566,8 +566,8 @@ def test_leads_and_roc_areas_by_hand_and_by_scikit_learn():
     before = [row for row in drawn if row["seed"] != 10]                                   # it has generalised by then
     assert drawn[0]["auc"] == pytest.approx(roc_auc_score([row["generalises"] for row in before], [row["at_99"] for row in before]))
     # runs 4 to 8 do not generalise: all go as far in `early`, which is the same in all, none in val_acc; drawn by a loop
-    far = [sum(any((v - c["drawn"][2]) / (drawn_way) >= 0.5 for v in c["drawn"][2:]) for _, c in runs[4:9]) / 5
-           for drawn_way in (c["drawn"][8] - c["drawn"][2] for _, c in runs[:4])]
+    far = [sum(any((v - c["drawn"][2]) / way >= 0.5 for v in c["drawn"][2:]) for _, c in runs[4:9]) / 5
+           for way in (c["drawn"][8] - c["drawn"][2] for _, c in runs[:4])]
     assert [row["alarms"] for row in drawn] == [*far, *[""] * 6]
     assert [[row["alarms"] for row in of[name]] for name in ("early", "val_acc")] == [[n] * 4 + [""] * 6 for n in (1, 0)]
     assert lead.halfway(np.full(3, 2.0)) is None and lead.halfway(np.array([0, np.nan])) is None
