@@ -14,9 +14,9 @@ table of a binary operation, memorises it and, much later, suddenly knows the re
 One idea shapes the code: a run is a row. Weights, batches, settings and metrics have a leading axis
 R of runs: a stack of runs is one tensor program, and a control is a row like any other.
 
-Departures from the paper or its released code: the loss is on the answer alone, batches are always
-full, warm-up starts at lr/10, update noise is not scaled by Adam. Theirs are post-norm blocks, no
-biases in linear maps, fixed sinusoidal positions, an untied head, decay on every parameter.
+Departures from the paper or its released code: the loss is on the answer alone, batches are all of
+one size, warm-up starts at lr/10, update noise is not scaled by Adam. As in that code: post-norm
+blocks, no biases in linear maps, fixed positions, an untied head, decay on every parameter.
 
 Shapes: R runs, B batch, T positions, D width, H heads, N equations, V vocabulary, P parameters.
 """
@@ -142,8 +142,8 @@ class Config:
     @classmethod
     def grid(cls, **settings):
         """The product of settings, each a value or several: a list of Configs."""
-        several = [v if isinstance(v, (list, tuple, range)) else [v] for v in settings.values()]
-        return [cls(**dict(zip(settings, values))) for values in itertools.product(*several)]
+        axes = [[v] if isinstance(v, str) or not np.iterable(v) else v for v in settings.values()]
+        return [cls(**dict(zip(settings, values))) for values in itertools.product(*axes)]
 
     def sizes(self):
         """Numbers of elements, equations, training equations, and equations in a batch."""
@@ -164,7 +164,6 @@ class Config:
 FAST = dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, warmup=50, lr=6e-3,
             batch_size=2048, batch_frac=0.2, eps=5e-7, grad_clip=0.01, steps=5000, eval_every=20)
 PURPOSES = "split", "outliers", "init", "batches", "noise"
-LEADING = "op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers"
 
 def rng(seed, purpose, *more):
     """A generator of its own for each seed and purpose, whatever a run is trained beside."""
@@ -181,7 +180,7 @@ def split(config):
 
 def batches(seed, train_rows, size, first, last):
     """The rows (last - first, size) of updates first + 1 … last: an endless stream of reshuffled
-    epochs, cut into full batches. Any part of it follows from the seed: no state is stored."""
+    epochs, cut into such batches. Any part of it follows from the seed: no state is stored."""
     start, n = first * size, len(train_rows)
     epochs = range(start // n, -(-last * size // n))
     stream = [rng(seed, "batches", epoch).permutation(train_rows) for epoch in epochs]
@@ -349,7 +348,7 @@ class Stack:
     state = "W", "m", "v"
 
     def __init__(self, runs, device=torch.device("cpu")):
-        self.runs, self.step, self.device = runs, runs[0].step, device
+        self.runs, self.step, self.device, self.generators = runs, runs[0].step, device, {}
         self.config = runs[0].config             # for the settings that are shared
         self.model, configs = self.config.model(), [run.config for run in runs]
         tables = zip(("x", "y", "labels", "train"), zip(*map(split, configs)))
@@ -503,7 +502,7 @@ def evaluate(stack, records):
 def pick_device(name):  # under torchrun each process takes its own GPU
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     refuse(not getattr(torch, name).is_available(), f"--device {name}: there is none here")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
+    return torch.device(name, ranks()[0] % torch.cuda.device_count() if name == "cuda" else None)
 
 def train(configs, out=None, quiet=False, method=Stack, **changes):
     """Trains a Config or a list of them, with `changes` to each. Returns the Runs, with their
@@ -567,6 +566,7 @@ def say(text, end="\n"):
 class Records:
     """What a command leaves: lines on the screen and, if `path` is not None, a run folder. There
     the checkpoint is what counts: it holds metrics.csv too, and puts that back where it differs."""
+    first = "op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers"
 
     def __init__(self, path, runs, quiet, opened):
         self.path, self.runs, self.text = path and Path(path), runs, b""     # of metrics.csv
@@ -624,7 +624,7 @@ class Records:
         run.log.append(metrics)
         if self.path:
             settings = run.config.columns()
-            row = {name: settings.pop(name) for name in LEADING.split()} | metrics | settings
+            row = {name: settings.pop(name) for name in self.first.split()} | metrics | settings
             head, line = (",".join(map(str, part)).encode() + b"\n" for part in (row, row.values()))
             data = line if head in self.text[self.text.rfind(b"op,p,"):] else head + line
             self.text += data
@@ -655,7 +655,7 @@ class Records:
         train, val = (np.median(columns[name]) for name in ("train_acc", "val_acc"))
         text = f"update {step:>7,}  train {train:.3f}  val {val:.3f}  {rate:,.1f} updates/s"
         if self.live:
-            text += f", at most {(steps - step) / rate / 60:,.1f} minutes left"
+            text += f", at most {(steps - step) / rate / 60:,.1f} minutes of training left"
             self.say(text[:shutil.get_terminal_size().columns - 1], end="")
         elif step == steps or math.log(step, 1.5) // 1 > math.log(max(0.5, step - every), 1.5) // 1:
             self.say(text)
@@ -714,7 +714,7 @@ def parser(config):
         cli.add_argument(flag(f.name), nargs="+", metavar=f.name[0].upper(),
                          help=f"{f.metadata['help']} [{f.default}{fast}]".replace("%", "%%"))
     cli.add_argument("--recipe", choices=("paper", "fast"), help="defaults of the settings [paper]")
-    cli.add_argument("--out", metavar="DIR", help="run folder [runs/DATE-TIME]")
+    cli.add_argument("--out", metavar="DIR", help="run folder [runs/DATE-TIME-PROCESS]")
     cli.add_argument("--resume", metavar="DIR", help="go on with a run folder, to the same metrics")
     cli.add_argument("--quiet", action="store_true", help="print nothing but errors")
     cli.add_argument("--list-ops", action="store_true", help="list the operations and exit")
@@ -783,7 +783,7 @@ def main(argv=None, config=Config, method=Stack):
             say(f"{name:32} {op.formula:38} 0 ≤ x < {n}, {op.y_from} ≤ y < {n}: {N:,}")
         return 0
     except (UsageError, OSError) as error:
-        what = f"--out {given.get('resume')!r}: " * isinstance(error, OSError)
+        what = f"--out {given.get('resume', given.get('out'))!r}: " * isinstance(error, OSError)
         print(f"grok.py: {what}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

@@ -132,7 +132,7 @@ def test_any_value_makes_a_config_or_is_refused_in_one_line(changes):
         assert Config(**json.loads(json.dumps(vars(config)))) == config  # settled, and JSON can hold it
 
 def test_a_grid_is_the_product_of_its_settings():
-    grid = Config.grid(op=["x_plus_y", "s5_xy"], seed=range(2), frac=(0.2, 0.5), lr=0.01)
+    grid = Config.grid(op=["x_plus_y", "s5_xy"], seed=range(2), frac=np.array([0.2, 0.5]), lr=0.01)
     assert [(c.op, c.seed, c.frac, c.lr) for c in grid] == list(itertools.product(["x_plus_y", "s5_xy"], [0, 1], [0.2, 0.5], [0.01]))
     assert Config.grid() == [Config()]
 
@@ -512,10 +512,10 @@ def test_a_terminal_sees_one_line_that_tells_the_time_left(tmp_path):
                                cwd=tmp_path, env=os.environ | dict(COLUMNS="120"))
     os.close(theirs)
     seen = b""
-    while b"minutes left" not in seen:
+    while b"minutes of training left" not in seen:
         seen += os.read(ours, 4096)
     process.kill()
-    assert process.wait() and re.search(rb"\r\x1b\[Kupdate +\d+  train 0\.\d+  val 0\.\d+ .*at most [\d.]+ minutes left", seen)
+    assert process.wait() and re.search(rb"\r\x1b\[Kupdate +\d+  train 0\.\d+  val 0\.\d+ .*at most [\d.]+ minutes of training left", seen)
 
 # --- the gate -------------------------------------------------------------------------------------
 EASY = dict(op="x_plus_y", p=31, frac=0.7, width=64, heads=4, layers=1, init_scale=3.0, embed_init_scale=0.1,

@@ -1,5 +1,5 @@
 """Grokfast (Lee et al. 2024, arXiv 2405.20233): adding the slow part of the gradient, an average
-over updates, to it shortens the wait. Each row with --grokfast 0 is a control in the same sweep.
+over updates, to it is to shorten the wait. Each row with --grokfast 0 is a control of the sweep.
 
     python studies/grokfast.py --recipe fast --grokfast 0 2 --seed 0 1 2
 """

@@ -3,11 +3,10 @@ AdamW after 153. EGD (Saheb Pasand and Dohmatob 2025, arXiv 2510.04930): a gradi
 singular values takes 1/46 of SGD's epochs, one with its columns divided by their norms 1/16.
 
     python studies/optimisers.py --recipe fast --optimizer adamw muon --lr 3e-3 6e-3 --seed 0 1 2
-    python studies/optimisers.py --optimizer sgd columns --lr 0.7 7 --mlp 1 --weight-decay 1e-4
+    python studies/optimisers.py --optimizer sgd columns --mlp 1 --init-scale 2.449 --lr 7 30
 
-Muon moves the inner matrices and AdamW the rest, in steps of one size (Moonshot, arXiv 2502.16982):
-they share lr and decay. SGD is plain; its decay is L2, in the gradient before the columns of inner
-matrices, units' incoming weights, are divided. --mlp 1 --init-scale 2.449: EGD's net, less biases.
+Muon moves the inner matrices and AdamW the rest, in steps of one size (arXiv 2502.16982) times
+--lr-ratio. SGD's decay is L2, in the gradient before columns, units' incoming weights, are divided.
 """
 import sys
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import torch
 class Config(grok.Config):
     optimizer: str = grok.setting("adamw", "adamw (the control), muon, sgd or columns",
                                   ("adamw", "muon", "sgd", "columns"))
-    mlp: int = grok.setting(0, "1: `width` ReLU units on one-hot x and y", "[0, 1]", shared=True)
+    lr_ratio: float = grok.setting(1.0, "factor on lr where AdamW is not at work", "(0, inf)")
+    mlp: int = grok.setting(0, "1: EGD's net less biases, one-hot x and y", "[0, 1]", shared=True)
 
     def model(self):
         return MLP(self.sizes()[0], self.width) if self.mlp else super().model()
@@ -55,7 +55,7 @@ class Optimisers(grok.Stack):
         ours = torch.zeros_like(self.W)          # 1 where AdamW is not at work
         for name, part in self.model.weights(ours).items():
             part[self.rows("sgd", "columns") + self.rows("muon") * (name in self.inner)] = 1
-        self.lr, self.rate = self.lr * (1 - ours), self.lr * ours            # now (R, P)
+        self.lr, self.rate = self.lr * (1 - ours), self.lr * self.lr_ratio * ours  # now (R, P)
 
     def rows(self, *names):
         return [i for i, run in enumerate(self.runs) if run.config.optimizer in names]

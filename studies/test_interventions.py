@@ -476,7 +476,9 @@ def test_each_optimiser_against_torch_and_numpy(monkeypatch):
     AdamW, SGD, and columns by numpy. Decay to the initial weights is decay of what lies between, W - away."""
     arms = [("muon", 3e-3, 0.5, "origin"), ("adamw", 2e-3, 1.0, "origin"), ("muon", 1e-3, 1.0, "init"), ("sgd", 0.3, 0.1, "origin"),
             ("columns", 0.2, 1e-3, "init"), ("sgd", 0.1, 1.0, "init")]
-    configs = [optimisers.Config(**TINY, optimizer=name, lr=lr, weight_decay=decay, decay_to=to, warmup=3) for name, lr, decay, to in arms]
+    ratios = [1.0, 1.0, 4.0, 0.5, 1.0, 1.0]                  # of Muon's rate, or SGD's, to lr
+    configs = [optimisers.Config(**TINY, optimizer=name, lr=lr, lr_ratio=ratio, weight_decay=decay, decay_to=to, warmup=3)
+               for (name, lr, decay, to), ratio in zip(arms, ratios)]
     stack = optimisers.Optimisers([grok.Run(c, "") for c in configs])
     scale = torch.logspace(-3, 0, 6)[:, None, None]          # the first columns' norms are below 0.01
     given = scale * torch.randn(6, *stack.W.shape, generator=torch.Generator().manual_seed(0))
@@ -485,7 +487,7 @@ def test_each_optimiser_against_torch_and_numpy(monkeypatch):
     named = lambda row: {name: part[0].clone() for name, part in stack.model.weights(row[None]).items()}
     inner = ["0." + name for name in ("q", "k", "v", "out", "up", "down")]
     want = []
-    for (name, lr, decay, to), W, grads in zip(arms, stack.W.clone(), given.unbind(1)):
+    for (name, lr, decay, to), ratio, W, grads in zip(arms, ratios, stack.W.clone(), given.unbind(1)):
         away = W * (to == "init")
         w = {key: torch.nn.Parameter(part) for key, part in named(W - away).items()}
         ours, rest = [w[key] for key in inner], [part for key, part in w.items() if key not in inner]
@@ -499,7 +501,7 @@ def test_each_optimiser_against_torch_and_numpy(monkeypatch):
                     step = (part + decay * w[key]).detach().numpy()
                     w[key].data -= lr * min(1, t / 3) * torch.from_numpy(normalised(step) if key in inner else step)
             for optim in optims:
-                optim.param_groups[0]["lr"] = lr * min(1, t / 3)
+                optim.param_groups[0]["lr"] = lr * min(1, t / 3) * (1 if isinstance(optim, torch.optim.AdamW) else ratio)
                 optim.step()
         want.append(torch.cat([part.detach().flatten() for part in w.values()]) + away)
     start = stack.W.clone()
