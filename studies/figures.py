@@ -1,6 +1,7 @@
 """Draws run folders: learning curves, updates to 99 % against a setting, and groups side by side.
 
     python studies/figures.py DIR [DIR …] [--out DIR]            pictures of all in and below DIR
+    python studies/figures.py DIR [DIR …] --columns weight_norm  pictures of these columns instead
     python studies/figures.py DIR [DIR …] [--out DIR] --table    the numbers: Markdown, runs.csv
 
 A run is told by its settings, the columns of metrics.csv before `step` and after `seconds`; of two
@@ -10,6 +11,7 @@ equal runs the longer one counts. A setting that a file has no column for has it
 import argparse
 import csv
 import io
+import itertools
 import math
 import os
 import statistics
@@ -141,13 +143,14 @@ def look(i):
     """Colour and marker of group number i."""
     return COLOURS[i % len(COLOURS)], "os^Dvp*"[i // len(COLOURS) % 7]
 
-def canvas(title, groups=(), height=3.8):
-    """A matplotlib Figure and its two axes, with a legend of the groups below if several."""
+def canvas(title, groups=(), height=3.8, panels=2):
+    """A matplotlib Figure and its axes in rows of two, with a legend of the groups if several."""
     from matplotlib.figure import Figure
     rows = math.ceil(len(groups) / 2) if len(groups) > 1 else 0
-    figure = Figure((10, height + 0.2 * rows), layout="constrained")         # inches
+    down = math.ceil(panels / 2)
+    figure = Figure((10, height * down + 0.2 * rows), layout="constrained")  # inches
     figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(down, 2).flatten()
     for a in axes:
         a.grid(alpha=0.3)
         a.spines[["top", "right"]].set_visible(False)
@@ -167,20 +170,24 @@ def band(group, column):
         values.append(np.array([row[column] for row in rows])[known.clip(0)])
     return np.array(steps), np.median(values, 0), np.min(values, 0), np.max(values, 0)
 
-def curves(runs):
-    """Accuracy and loss over updates: each group of runs by its median over seeds and its range."""
+PANELS = {"accuracy": {"train_acc": "--", "val_acc": "-"},
+          "loss (nats)": {"train_loss": "--", "val_loss": "-"}}
+
+def curves(runs, columns=()):
+    """Accuracy and loss, or these columns, over updates: each group of runs by its median over
+    seeds and its range."""
     title, groups = grouped(runs)
-    figure, axes = canvas(f"{title}\nsolid: validation, dashed: training; n = {len(runs)}", groups)
-    for i, group in enumerate(groups.values()):
-        colour, marker = look(i)
-        for a, quantity in zip(axes, ("acc", "loss")):
-            for part, style in ("train", "--"), ("val", "-"):
-                steps, median, low, high = band(group, f"{part}_{quantity}")
-                a.plot(steps, median, marker + style, color=colour, lw=1.3, ms=3, markevery=0.1)
-                a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-    for a, name in zip(axes, ("accuracy", "loss (nats)")):
-        a.set(xscale="log", xlabel="updates", ylabel=name)
-    axes[1].set_yscale("log")
+    panels = {name: {name: "-"} for name in columns} or PANELS
+    title += "\nsolid: validation, dashed: training" * (not columns) + f"; n = {len(runs)}"
+    figure, axes = canvas(title, groups, panels=len(panels))
+    for a, (name, lines) in itertools.zip_longest(axes, panels.items(), fillvalue=("", {})):
+        for (i, group), column in itertools.product(enumerate(groups.values()), lines):
+            colour, marker = look(i)
+            steps, median, low, high = band(group, column)
+            a.plot(steps, median, marker + lines[column], color=colour, lw=1.3, ms=3, markevery=0.1)
+            a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+        a.set(xscale="log", xlabel="updates", ylabel=name, visible=bool(lines),
+              yscale="log" if "loss" in name else "linear")
     return figure
 
 def medians(each, value):
@@ -262,11 +269,12 @@ def label_axes(axes, groups, setting, which):
             a.set_yticks(range(len(groups)), names, fontsize=7)
             a.invert_yaxis()
 
-def figures(runs):
+def figures(runs, columns=()):
     """The pictures that apply to some runs: yields (name, matplotlib Figure)."""
     for op in dict.fromkeys(settings["op"] for settings, _ in runs):
-        yield f"curves-{op}", curves([run for run in runs if run[0]["op"] == op])
-    for name in swept(runs) or [None] * (len(grouped(runs)[1]) > 1):
+        kind = "columns" if columns else "curves"
+        yield f"{kind}-{op}", curves([run for run in runs if run[0]["op"] == op], columns)
+    for name in [] if columns else swept(runs) or [None] * (len(grouped(runs)[1]) > 1):
         yield f"against-{name}" if name else "compare", against(runs, name)
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -318,9 +326,12 @@ def write_file(path, data):
     temporary.write_bytes(data)
     os.replace(temporary, path)
 
-def draw(runs, folder):
-    """Writes every picture that applies into `folder`; yields the files."""
-    for name, figure in figures(runs):
+def draw(runs, folder, columns=()):
+    """Writes every picture that applies into `folder`; yields the files. Raises UsageError."""
+    known = set.intersection(*(set(row) for _, rows in runs for row in rows)) - {"step"}
+    for name in columns:
+        refuse(name not in known, f"--columns {name}: must be one of {', '.join(sorted(known))}")
+    for name, figure in figures(runs, columns):
         data, name = io.BytesIO(), name.replace(" ", "-").replace("/", "-")
         figure.savefig(data, format="png", dpi=110)
         write_file(folder / f"{name}.png", data.getvalue())
@@ -339,6 +350,7 @@ def main(argv=None):
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("folders", nargs="+", metavar="DIR")
     cli.add_argument("--out", metavar="DIR", help="where to write [the first DIR]")
+    cli.add_argument("--columns", nargs="+", default=(), metavar="NAME", help="what to draw")
     cli.add_argument("--table", action="store_true", help="numbers instead of pictures")
     given = cli.parse_args(argv)
     folder = Path(given.out or given.folders[0])
@@ -348,7 +360,7 @@ def main(argv=None):
             print(*markdown(runs), sep="\n")
             write_rows(runs, folder / "runs.csv")
         else:
-            for file in draw(runs, folder):
+            for file in draw(runs, folder, given.columns):
                 print(file)
     except (grok.UsageError, OSError) as error:
         print("figures.py:", " ".join(str(error).split()), file=sys.stderr)

@@ -59,6 +59,18 @@ def test_curves_are_medians_and_ranges_over_seeds(tmp_path):
     assert "x_div_y, frac 0.5" in figure.get_suptitle() and "n = 3" in figure.get_suptitle()
 
 
+def test_other_columns_each_have_a_panel(tmp_path, capsys):
+    made(tmp_path, *((dict(seed=seed, lr=lr), {1: (0.0, 0.1), 10: (seed / 10, lr)}) for seed in (1, 2, 3) for lr in (0.1, 0.3)))
+    figure = figures.curves(figures.read_runs([tmp_path]), ["train_acc", "weight_norm", "val_acc"])
+    shown = [a for a in figure.axes if a.get_visible()]
+    assert [a.get_ylabel() for a in shown] == ["train_acc", "weight_norm", "val_acc"] and len(figure.axes) == 4
+    assert drawn(shown[0]) == 2 * [[(1, 0.0), (10, 0.2)]] and drawn(shown[2]) == [[(1, 0.1), (10, lr)] for lr in (0.1, 0.3)]
+    assert figures.main([str(tmp_path), "--columns", "val_acc", "weight_norm"]) == 0
+    assert [file.name for file in tmp_path.glob("*.png")] == ["columns-x_div_y.png"]
+    assert figures.main([str(tmp_path), "--columns", "val_acc", "norm"]) == 2
+    assert "--columns norm: must be one of" in (error := capsys.readouterr().err) and "val_loss, weight_norm" in error
+
+
 def test_growth_is_per_one_per_cent_of_the_table():
     fracs = [0.25, 0.26, 0.3, 0.5]
     assert np.allclose(figures.growth(fracs, [1e6 * 1.45 ** (-100 * frac) for frac in fracs]), 0.45)
