@@ -550,7 +550,7 @@ def load(path, config):
             for run, state in zip(runs, saved["runs"], strict=True):
                 run.restore(state)
     except Exception as error:  # those of JSON, zip and pickle have no class in common
-        refuse(True, f"{path}: is no run folder, or damaged: {error!r:.200}")
+        refuse(True, f"{path}: is no run folder of this program, or damaged: {error!r:.180}")
     return runs, text, about
 
 def read(path, config=Config, **settings):
@@ -706,9 +706,9 @@ def check(config):
 def parser(config):
     """The command line, made from a Config; the result holds only flags that were given."""
     cli = argparse.ArgumentParser(
-        "grok.py", description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        epilog="[default]; a flag with several values makes a grid of runs",
-        formatter_class=argparse.RawTextHelpFormatter)
+        "grok.py", description=sys.modules[config.__module__].__doc__, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS, formatter_class=argparse.RawTextHelpFormatter,
+        epilog="[default]; a flag with several values makes a grid of runs")
     for f in fields(config):
         fast = f"; fast: {FAST[f.name]}" if f.name in FAST else ""
         cli.add_argument(flag(f.name), nargs="+", metavar=f.name[0].upper(),
