@@ -706,9 +706,9 @@ def check(config):
 def parser(config):
     """The command line, made from a Config; the result holds only flags that were given."""
     cli = argparse.ArgumentParser(
-        "grok.py", description=sys.modules[config.__module__].__doc__, allow_abbrev=False,
+        "grok.py", description=sys.modules.get(config.__module__, sys.modules[__name__]).__doc__,
         argument_default=argparse.SUPPRESS, formatter_class=argparse.RawTextHelpFormatter,
-        epilog="[default]; a flag with several values makes a grid of runs")
+        epilog="[default]; a flag with several values makes a grid of runs", allow_abbrev=False)
     for f in fields(config):
         fast = f"; fast: {FAST[f.name]}" if f.name in FAST else ""
         cli.add_argument(flag(f.name), nargs="+", metavar=f.name[0].upper(),
