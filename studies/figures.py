@@ -287,7 +287,7 @@ def spread(values):
     def said(value):
         return "never" if value == math.inf else f"{value:,.0f}" if value > 1 else f"{value:.3f}"
     low, high = said(min(values)), said(max(values))
-    return said(statistics.median(values)) + (f" ({low}–{high})" if len(values) > 1 else "")
+    return said(statistics.median(values)) + f" ({low}–{high})" * (low != high)
 
 def markdown(runs):
     """A Markdown table: a row for each group of runs that differ in their seed alone."""

@@ -166,7 +166,7 @@ def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsy
                      ((0, 1e-3, 1000, 0.99), (1, 1e-3, 3000, 1.0), (2, 1e-3, 2000, 0.98), (0, 2e-3, 400, 0.995))))
     assert figures.main([str(tmp_path), "--table"]) == 0
     said = capsys.readouterr().out
-    assert "| lr 0.001 | 3 | 2 | 100 (100–100) | 3,000 (1,000–never) | 0.990 (0.980–1.000) | 0.700 (0.700–0.700) |" in said.replace("1 (", "1.000 (").replace("–1)", "–1.000)")
+    assert "| lr 0.001 | 3 | 2 | 100 | 3,000 (1,000–never) | 0.990 (0.980–1.000) | 0.700 |" in said.replace("1 (", "1.000 (").replace("–1)", "–1.000)")
     assert "| lr 0.002 | 1 | 1 | 100 | 400 | 0.995 | 0.700 |" in said
     with open(tmp_path / "runs.csv") as file:
         rows = list(csv.DictReader(file))
