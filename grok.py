@@ -772,8 +772,8 @@ def main(argv=None, config=Config, method=Stack):
         raise KeyboardInterrupt(number)
     before = [(n, signal.signal(n, stop)) for n in (signal.SIGINT, signal.SIGTERM)]
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")   # where "▁" is unknown
-    cli, given = parser(config), {}
-    cli.error = lambda text: refuse(True, text)  # one line, where argparse prints its usage first
+    cli, given = parser(config), {}              # its errors in one line, without the usage
+    cli.error, cli.print_help = lambda text: refuse(True, text), lambda: say(cli.format_help(), "")
     try:
         given.update(vars(cli.parse_args(argv)))
         if "list_ops" not in given:
