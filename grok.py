@@ -499,7 +499,7 @@ def evaluate(stack, records):
         else:
             records.add(run, dict(step=run.step, **metrics, seconds=round(run.seconds, 3)))
 
-def pick_device(name):  # under torchrun each process takes its own GPU
+def pick_device(name):  # the processes of torchrun share out the GPUs
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     refuse(not getattr(torch, name).is_available(), f"--device {name}: there is none here")
     return torch.device(name, ranks()[0] % torch.cuda.device_count() if name == "cuda" else None)
@@ -566,7 +566,7 @@ def say(text, end="\n"):
 class Records:
     """What a command leaves: lines on the screen and, if `path` is not None, a run folder. There
     the checkpoint is what counts: it holds metrics.csv too, and puts that back where it differs."""
-    first = "op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers"
+    leading = "op p frac seed lr weight_decay decay_to dropout weight_noise update_noise outliers"
 
     def __init__(self, path, runs, quiet, opened):
         self.path, self.runs, self.text = path and Path(path), runs, b""     # of metrics.csv
@@ -624,7 +624,7 @@ class Records:
         run.log.append(metrics)
         if self.path:
             settings = run.config.columns()
-            row = {name: settings.pop(name) for name in self.first.split()} | metrics | settings
+            row = {name: settings.pop(name) for name in self.leading.split()} | metrics | settings
             head, line = (",".join(map(str, part)).encode() + b"\n" for part in (row, row.values()))
             data = line if head in self.text[self.text.rfind(b"op,p,"):] else head + line
             self.text += data
@@ -772,7 +772,7 @@ def main(argv=None, config=Config, method=Stack):
         raise KeyboardInterrupt(number)
     before = [(n, signal.signal(n, stop)) for n in (signal.SIGINT, signal.SIGTERM)]
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")   # where "▁" is unknown
-    cli, given = parser(config), {}              # its errors in one line, without the usage
+    cli, given = parser(config), {}              # its errors in one line; its help by say()
     cli.error, cli.print_help = lambda text: refuse(True, text), lambda: say(cli.format_help(), "")
     try:
         given.update(vars(cli.parse_args(argv)))
