@@ -4,9 +4,10 @@
 
 A table follows a line <!-- FILE: BY: WHAT -->, and <!-- FILE: BY: WHAT -->text<!-- --> are the
 numbers of one group within a sentence. FILE has a row for each run, as `figures.py --table` writes
-it. BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_xy` leaves out all
-other runs, and `lr?` keeps, of the groups that differ in it, the one that first reaches 99 % of
-validation accuracy; `frac>`, named last, has a column for each value and a row for the rest of BY.
+it. BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_xy`, a value or a
+regular expression, leaves out all other runs, and `lr?` keeps, of the groups that differ in it, the
+one that first reaches 99 % of validation accuracy; `frac>`, named last, has a column for each value
+and a row for the rest of BY.
 WHAT is said of a group: `n`, its number of runs; `reached`, how many reached 99 %; of a column, its
 median and range (updates that are not there are "never"); `a~b`, Spearman's rank correlation of two
 columns; and by `/lr=1` updates to 99 % by those of the control with lr 1, seed by seed, equal in
@@ -54,7 +55,7 @@ def groups(runs, by):
     for word in by.split():
         name, _, value = word.rstrip("?").partition("=")
         if value:
-            runs = [run for run in runs if run[name] == value]
+            runs = [run for run in runs if re.fullmatch(value, run[name])]
         else:
             names.append(name)
             free += [name] * word.endswith("?")

@@ -443,6 +443,7 @@ def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, mon
     text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
     assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n| c | 5 |\n\ny"
     assert list(tables.cells("made.csv", "op speed=0 lr>", "n")) == [["op", "0.01", "0.1"], ["a", "2", "2"], ["c", "–", "2"]]
+    assert list(tables.cells("made.csv", "op=(?!b). speed=0 op", "n"))[1:] == [["a", "4"], ["c", "2"]]
     assert list(tables.cells("made.csv", "op=c speed=9", "n val_99~seed"))[1:] == [["3", "0.87"]]
     inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
     assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
