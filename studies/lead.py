@@ -64,18 +64,25 @@ def rows_of(runs):
     return rows
 
 def picture(runs, title):
-    """Every column over updates, blue for runs that generalise; upright lines: where half right."""
+    """Every column over updates, blue for runs that generalise, over the accuracies in grey."""
     from matplotlib.figure import Figure
     names = [name for name in runs[0][1] if name not in ("step", "seconds")]
     figure = Figure((14, 2.1 * -(-len(names) // 5)), layout="constrained")
-    figure.suptitle(f"{title}: runs that generalise are blue, others orange", fontsize=9)
-    for a, name in zip(figure.subplots(-(-len(names) // 5), 5).flat, names):
+    figure.suptitle(f"{title}: runs that generalise are blue, others orange; grey: accuracy of "
+                    "training (dotted) and of validation", fontsize=9)
+    axes = figure.subplots(-(-len(names) // 5), 5).flat
+    for a in axes[len(names):]:
+        a.remove()
+    for a, name in zip(axes, names):
+        under = a.twinx()
         for _, columns in runs:
             there = first(columns["val_acc"], 0.99) is not None
             a.plot(columns["step"], columns[name], lw=0.8, color="#0072B2" if there else "#D55E00")
-            if there:
-                a.axvline(columns["step"][first(columns["val_acc"], 0.5)], lw=0.4, color="0.6")
-        a.set(xscale="log")
+            for accuracy, dots in ("train_acc", ":"), ("val_acc", "-"):
+                under.plot(columns["step"], columns[accuracy], dots, lw=0.5, color="0.7")
+        under.set_axis_off()
+        a.patch.set_visible(False)                           # or it would hide what is under it
+        a.set(xscale="log", zorder=1)
         a.set_title(name, fontsize=8)
     return figure
 

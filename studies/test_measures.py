@@ -5,6 +5,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
+import experts
 import exponentiation
 import features
 import grok
@@ -128,27 +129,32 @@ def test_progress_refuses_what_does_not_turn_and_keys_of_another_run(tmp_path, c
 # --- tracing.py -----------------------------------------------------------------------------------
 
 def test_dropout_of_validation_accuracy_is_binomial_when_a_unit_decides(monkeypatch):
-    """A model that is right where its one unit is kept: mean 1 - rate, variance rate · (1 - rate) / B, each within 5 standard
-    errors. It is asked just about validation equations, each once a pass; what is kept is scaled up."""
+    """A model that is right where its one unit is kept: mean 1 - rate, variance rate · (1 - rate) / B, each within 5 standard errors, and the unbiased
+    variance of what its passes got right. It is asked just about 512 validation equations, the same in each pass and at each update; what is kept is
+    scaled up."""
     seen = []
     def coin(model, W, x, y, drop=None):
         unit = torch.ones(*x.shape, 1, 1) if drop is None else drop(torch.ones(*x.shape, 1, 1))
         if drop is not None:
-            seen.append((W[0, -1].item(), unit.unique().tolist(), (x * 11 + y)[0].tolist()))
+            seen.append((W[0, -1].item(), unit, (x * 31 + y)[0].tolist()))
         model.activation(unit)
-        return torch.nn.functional.one_hot((x + y + (unit[:, :, 0, 0] == 0)) % 11, 13).float()
+        return torch.nn.functional.one_hot((x + y + (unit[:, :, 0, 0] == 0)) % 31, 33).float()
     monkeypatch.setattr(grok.Transformer, "__call__", coin)
-    stack = stack_of(tracing.Tracing, tracing.Config, mc_dropout=[0.3, 0.6, 0.0], passes=300, frac=0.3)
+    stack = stack_of(tracing.Tracing, tracing.Config, mc_dropout=[0.3, 0.6, 0.0], passes=300, p=31, frac=0.3)
     stack.W[:, -1] = torch.arange(3)
-    measured, B = stack.measure(), 85
+    measured, B = stack.measure(), 512
     for i, kept in enumerate([0.7, 0.4, 1.0]):
-        variance = kept * (1 - kept) / B
-        assert measured["dropout_acc"][i] == pytest.approx(kept, abs=5 * (variance / 300) ** 0.5 + 1e-6)
+        variance, calls = kept * (1 - kept) / B, [call[1:] for call in seen if call[0] == i]
+        assert measured["dropout_acc"][i] == pytest.approx(kept, abs=5 * (variance / 300) ** 0.5 + 1e-6) and len(calls) == 300
         assert measured["dropout_var"][i] == pytest.approx(variance, rel=5 * (2 / 299) ** 0.5)
-        calls = [call for call in seen if call[0] == i]
-        assert len(calls) == 300
-        for _, values, rows in calls:
-            assert values == pytest.approx([0, 1 / kept][kept == 1:]) and sorted(rows) == (~stack.train[i]).nonzero()[:, 0].tolist()
+        assert measured["dropout_var"][i] == pytest.approx(np.var([(unit > 0).double().mean() for unit, _ in calls], ddof=1), rel=1e-4)
+        rows = calls[0][1]
+        assert len(set(rows)) == B and set(rows) <= set((~stack.train[i]).nonzero()[:, 0].tolist())
+        assert all(unit.unique().tolist() == pytest.approx([0, 1 / kept][kept == 1:]) and other == rows for unit, other in calls)
+    rows, stack.step = {call[0]: call[2] for call in seen}, 7
+    seen.clear()
+    stack.measure()
+    assert {call[0]: call[2] for call in seen} == rows
 
 
 def test_dropout_follows_from_seed_and_update_and_leaves_training_alone():
@@ -361,6 +367,60 @@ def test_since_is_kept_in_a_folder_and_the_accuracy_agrees_with_it(tmp_path):
             assert (since[mask] > 0).float().mean().item() == pytest.approx(run.log[-1][f"{name}_acc"], abs=1e-6)
 
 
+# --- experts.py -----------------------------------------------------------------------------------
+
+def test_a_mixture_is_the_sum_of_its_best_experts_times_their_shares():
+    model, random = experts.Config(**TINY, experts=4, top_k=2).model(), torch.Generator().manual_seed(0)
+    h, down = torch.randn(2, 3, 2, 4 + 64, generator=random), torch.randn(2, 64, 16, generator=random)
+    out = grok.linear(model.mixture(h), down)
+    for run, m, t in np.ndindex(2, 3, 2):
+        router, *hidden = h[run, m, t].split([4, 16, 16, 16, 16])
+        shares = torch.nn.functional.softmax(router, 0).tolist()
+        best = sorted(range(4), key=lambda e: -shares[e])[:2]
+        assert torch.allclose(out[run, m, t], sum(shares[e] * hidden[e].relu() @ down[run, 16 * e:16 * e + 16] for e in best), atol=1e-5)
+
+
+def levenshtein(a, b):
+    return max(len(a), len(b)) if not a or not b else min(levenshtein(a[1:], b) + 1, levenshtein(a, b[1:]) + 1, levenshtein(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+def test_edit_distances_are_those_of_the_recursion():
+    a, b = np.random.default_rng(0).integers(3, size=(2, 50, 5))
+    assert experts.edit_distance(torch.from_numpy(a), torch.from_numpy(b)).tolist() == [levenshtein(*map(list, two)) for two in zip(a, b)]
+
+
+@pytest.mark.parametrize("layers, n_train", [(1, 22), (3, 2), (3, 22)])
+def test_pathways_are_those_of_each_equation_alone(layers, n_train):
+    """By the model's own blocks, an equation at a time. Of two training equations each is the other's partner; of 22 where every answer is that of two,
+    partners by answer are known."""
+    stack = stack_of(experts.Routing, experts.Config, experts=4, top_k=2, layers=layers, seed=[0, 1, 2], frac=n_train / 121, init_scale=2.0)
+    stack.labels[stack.train] = torch.arange(n_train).repeat(3) // 2
+    measured = stack.measure()
+    for i, W in enumerate(stack.W):
+        model, paths, directions, shares = stack.config.model(), [], [], {}
+        block, mixture = model.block, model.mixture
+        def layered(h, q, k, v, weights, drop):  # what a matrix sees last is "="
+            model.activation = lambda h: shares.update({weights[2]: h[0, 0, -1, :4].softmax(0)}) or mixture(h)
+            return block(h, q, k, v, weights, drop)
+        model.block = layered
+        for x, y in zip(stack.x[i, stack.train[i]], stack.y[i, stack.train[i]]):
+            shares.clear()
+            model(W[None], x[None, None], y[None, None])
+            best = [sorted(range(4), key=lambda e: -share[e])[:2] for share in shares.values()]
+            assert len(best) == layers
+            paths.append(sum(best, []))
+            directions.append([sum(share[e] * up[0, :, e] for e in two) for two, (up, share) in zip(best, shares.items())])
+        pairs = list(zip(paths[::2], paths[1::2]))
+        distance = np.mean([levenshtein(*pair) for pair in pairs])
+        assert measured["route_distance_z"][i] == pytest.approx(distance)
+        assert n_train > 2 or measured["route_distance"][i] == pytest.approx(distance)
+        first = np.array(paths)[:, ::2]
+        assert measured["route_load"][i] == pytest.approx(np.mean([np.bincount(column).max() / n_train for column in first.T]))
+        cosines = [torch.cosine_similarity(*two, dim=0).item() for one in directions for two in zip(one, one[1:])]
+        assert measured["route_consistency"][i] == pytest.approx(np.mean(cosines or [0]), abs=1e-5)
+    assert measured["route_distance_z"].any()
+
+
 # --- transfer_entropy.py --------------------------------------------------------------------------
 
 def test_transfer_entropy_of_a_noisy_copy_is_the_channels_capacity_in_its_own_direction_and_lag():
@@ -408,6 +468,21 @@ def test_the_table_is_of_runs_that_differ_in_seed_alone(tmp_path, capsys):
     assert 0.02 < there["transfer"] < 0.2 and max(there["control"], there["back"], there["back_control"]) < 0.01
     assert back["back"] == pytest.approx(math.log(2), abs=0.01) and back["back_control"] < 0.01
     assert there["most_from"] == pytest.approx(210, abs=10) and there["most_to"] == there["most_from"] + 190 and there["most_excess"] > 0.6
+
+
+@pytest.mark.parametrize("bins", [2, 4])
+def test_bins_have_as_many_values_each_whatever_their_size_and_the_lag_is_that_asked_for(bins, tmp_path, capsys):
+    """Of very uneven values that come again after two evaluations, falling where they rose: ln(bins) nats at lag 2, none at lag 1."""
+    random, runs = np.random.default_rng(3), [grok.Run(c, "") for c in grok.Config.grid(**TINY, seed=range(20))]
+    records = grok.Records(tmp_path / "runs", runs, True, grok.contextlib.ExitStack())
+    for run in runs:
+        drawn = random.normal(size=62)
+        for i in range(2, 62):
+            records.add(run, dict(step=10 * i, train_acc=7 + math.exp(3 * drawn[i]), val_acc=math.exp(-3 * drawn[i - 2]), seconds=1.0))
+    for lag, nats in (1, 0), (2, math.log(bins)):
+        assert te.main([str(tmp_path), "--bins", str(bins), "--lag", str(lag)]) == 0
+        row, = csv.DictReader(capsys.readouterr().out.splitlines())
+        assert [float(row[name]) for name in ("transfer", "control", "back")] == pytest.approx([nats, 0, 0], abs=0.1)
 
 
 def test_what_cannot_be_computed_is_said_in_a_line(tmp_path, capsys):
@@ -572,6 +647,20 @@ def test_leads_and_roc_areas_by_hand_and_by_scikit_learn():
     assert [[row["alarms"] for row in of[name]] for name in ("early", "val_acc")] == [[n] * 4 + [""] * 6 for n in (1, 0)]
     assert lead.halfway(np.full(3, 2.0)) is None and lead.halfway(np.array([0, np.nan])) is None
     assert of["late"][0]["auc"] == 0.5 and [row["at_99"] for row in drawn] == [runs[row["seed"]][1]["drawn"][2] for row in drawn]
+
+
+def test_the_picture_has_each_column_of_each_run_over_the_accuracies():
+    steps, rise = np.arange(1.0, 6), np.array([0, 0, 0.5, 1, 1])
+    runs = [({}, dict(step=steps, train_acc=rise[::-1], val_acc=val, gini=gini * rise, seconds=steps)) for val, gini in ((rise, 2), (0.5 * rise, 3))]
+    axes = lead.picture(runs, "made").axes
+    panels = {a.get_title(): a for a in axes if a.get_title()}
+    assert [*panels] == ["train_acc", "val_acc", "gini"]
+    for name, a in panels.items():
+        assert [line.get_ydata().tolist() for line in a.lines] == [columns[name].tolist() for _, columns in runs]
+        assert [line.get_color() for line in a.lines] == ["#0072B2", "#D55E00"] and a.get_xscale() == "log"
+        under, = (b for b in axes if b is not a and a.get_shared_x_axes().joined(a, b))
+        assert [line.get_ydata().tolist() for line in under.lines] == [columns[c].tolist() for _, columns in runs for c in ("train_acc", "val_acc")]
+        assert under.get_zorder() < a.get_zorder()
 
 
 def test_lead_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Transfer entropy (Pomarico et al. 2025, arXiv 2507.23346): what the past of a series tells of the
 next value of another beyond that one's own past; theirs, between a tensor network's class masks.
 Here, of two columns of metrics.csv: T(s → t) = I(t now; s `lag` evaluations ago | t last), in nats,
-by counts in equal bins, over runs that differ in seed alone. The control has other runs as source:
+by counts in quantiles, over runs that differ in seed alone. The control has other runs as source:
 what curves share that rise together, and the bias of counting; only the excess counts. `back` is
 target → source, most_from … most_to the window with most excess of source → target. CSV comes out.
 
@@ -52,7 +52,7 @@ def row_of(runs, every, source, target, lag, bins, window):  # of a group's {see
                 f"--source {source}, --target {target}: must be columns of metrics.csv")
     s, t = (np.array([[float(run[n][name]) for n in steps] for run in runs.values()])
             for name in (source, target))
-    s, t = (np.digitize(v, np.linspace(v.min(), v.max(), bins + 1)[1:-1]) for v in (s, t))
+    s, t = (np.digitize(v, np.quantile(v, np.linspace(0, 1, bins + 1)[1:-1])) for v in (s, t))
     T = [f"{value:z.4f}" for ab in ((s, t), (t, s)) for value in with_control(*ab, lag)]
     excess = [np.subtract(*with_control(s[:, i:i + window], t[:, i:i + window], lag))
               for i in range(len(steps) - window + 1)]

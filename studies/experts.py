@@ -1,0 +1,80 @@
+"""Routing in a mixture of experts (Li et al. 2025, arXiv 2506.21551): while a language model begins
+to generalise, the experts that its training data go through become more alike, and smoother from
+layer to layer. Here each feed-forward layer is cut into --experts parts; a position uses the
+--top-k with the greatest shares of a softmax, times these. Columns, of the position "=":
+
+route_distance: mean edit distance of two training equations' pathways, their experts by layer and
+share; route_distance_z: of two with one answer. route_load: the greatest share of equations that
+have one expert first, mean over layers; at 1 distances are 0. route_consistency: mean cosine of
+successive layers' sums of the router's rows, times shares. (Theirs: one pass over much text.)
+
+    python studies/experts.py --recipe fast --layers 2 --experts 1 4 --seed 0 1 2
+"""
+import itertools, sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import grok
+import torch
+
+@dataclass(frozen=True)
+class Config(grok.Config):
+    experts: int = grok.setting(1, "experts in each feed-forward layer", "[1, 64]", shared=True)
+    top_k: int = grok.setting(1, "of which a position uses so many at most", "[1, 64]", True)
+
+    def model(self):
+        grok.refuse(4 * self.width % self.experts, f"--experts {self.experts}: must divide 4 width")
+        return Experts(self) if self.experts > 1 else super().model()
+
+class Experts(grok.Transformer):
+    """A Transformer whose `up` has the router's columns first, (D, experts + 4 D)."""
+    def __init__(self, c):  # a Config
+        super().__init__(c.sizes()[0], c.layers, c.width, c.heads, c.position_scale)
+        self.experts, self.top_k = c.experts, min(c.top_k, c.experts)
+        self.activation, self.seen = self.mixture, []
+        self.shapes |= {name: (D, c.experts + columns) for name, (D, columns) in self.shapes.items()
+                        if name.endswith("up")}
+        self.sizes = [rows * columns for rows, columns in self.shapes.values()]
+
+    def mixture(self, h):
+        """(R, M, T, 4 D) of h (R, M, T, experts + 4 D), in place of a ReLU."""
+        shares, hidden = h[..., :self.experts].softmax(3), h[..., self.experts:].relu()
+        shares = shares * (shares >= shares.topk(self.top_k).values[..., -1:])
+        self.seen += [] if h.requires_grad else [shares[:, :, -1]]           # (R, M, experts)
+        return (hidden.unflatten(3, (self.experts, -1)) * shares.unsqueeze(4)).flatten(3)
+
+def edit_distance(a, b):
+    """Levenshtein's, of sequences a and b (N, L) of symbols: (N,)."""
+    above = [torch.full(a.shape[:1], j) for j in range(b.shape[1] + 1)]
+    for x in a.T:
+        row = [above[0] + 1]
+        for j, y in enumerate(b.T):
+            row.append(torch.minimum(above[j] + (x != y), torch.minimum(above[j + 1], row[j]) + 1))
+        above = row
+    return above[-1].float()
+
+class Routing(grok.Stack):
+    def measure(self):
+        model, L, self.model.seen = self.model, self.model.layers, []
+        columns, E, found = super().measure(), self.config.experts, []
+        # Of each chunk of the table a layer sees "x ∘" and then "y =", the last one "=" alone.
+        seen = [model.seen[min(2 * i + 1, 2 * L - 2)::2 * L - 1] for i in range(L) if E > 1]
+        for i, run in enumerate(self.runs if seen else []):
+            random = grok.rng(run.config.seed, "noise", 0, 2)
+            rows = random.permutation(self.train[i].cpu().nonzero()[:, 0])
+            z, shares = self.labels[i, rows].cpu(), [torch.cat(s, 1)[i, rows].cpu() for s in seen]
+            weights = model.weights(self.W[i:i + 1].cpu())
+            route = [s @ weights[f"{k}.up"][0, :, :E].T for k, s in enumerate(shares)]
+            smooth = [torch.cosine_similarity(*two).mean() for two in itertools.pairwise(route)]
+            path = torch.cat([s.topk(model.top_k).indices for s in shares], 1)
+            load = [s.argmax(1).bincount().max() / len(rows) for s in shares]
+            near = z.argsort(stable=True)            # beside each another with its answer
+            same = edit_distance(path[near], path[near.roll(1)])[z[near] == z[near.roll(1)]]
+            found.append([edit_distance(path, path.roll(1, 0)).mean(), same.mean(), sum(load) / L,
+                          sum(smooth) / max(1, L - 1)])
+        names = "distance", "distance_z", "load", "consistency"
+        return columns | {f"route_{n}": torch.tensor(c) for n, c in zip(names, zip(*found))}
+
+if __name__ == "__main__":
+    sys.exit(grok.main(config=Config, method=Routing))
