@@ -516,7 +516,7 @@ def train(configs, out=None, quiet=False, method=Stack, **changes):
         opened.callback(torch.set_num_threads, threads)
         torch.set_num_threads(runs[0].config.threads or threads)
         if all(run.finished() for run in records.runs):
-            records.say(f"{out}: is finished already; a higher --steps or --until goes on")
+            records.say(f"{out}: is finished already; a higher --steps and --until may go on")
         for group in stacks(records.runs, device):
             fit(method(group, device), records)
         records.checkpoint()
@@ -550,7 +550,7 @@ def load(path, config):
             for run, state in zip(runs, saved["runs"], strict=True):
                 run.restore(state)
     except Exception as error:  # those of JSON, zip and pickle have no class in common
-        refuse(True, f"{path}: is no run folder of this program, or damaged: {error!r:.180}")
+        refuse(True, f"{path}: is no run folder, or another study's, or damaged: {error!r:.180}")
     return runs, text, about
 
 def read(path, config=Config, **settings):
@@ -706,7 +706,7 @@ def check(config):
 def parser(config):
     """The command line, made from a Config; the result holds only flags that were given."""
     cli = argparse.ArgumentParser(
-        "grok.py", description=sys.modules.get(config.__module__, sys.modules[__name__]).__doc__,
+        description=sys.modules.get(config.__module__, sys.modules[__name__]).__doc__,
         argument_default=argparse.SUPPRESS, formatter_class=argparse.RawTextHelpFormatter,
         epilog="[default]; a flag with several values makes a grid of runs", allow_abbrev=False)
     for f in fields(config):
@@ -750,10 +750,10 @@ def asked_for(given, config, folder):
 def command(given, config, method):
     """Does what the flags, a dict, say; returns the exit status."""
     (rank, world), now = ranks(), f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    path = Path(given.get("resume") or given.get("out") or now)
+    path = Path(given.get("resume", given.get("out") or now))
     folder = path / f"rank-{rank}" if world > 1 else path
     for held in path.glob("config.json" if world > 1 else "rank-*"):
-        refuse(True, f"{path}: {held.name} there is of another number of processes")
+        refuse(True, f"{path}: {held.name} there is of another number of torchrun's processes")
     configs, given["resume"] = asked_for(given, config, folder), str(path)   # for main's "go on"
     runs, expect = train(configs, folder, "quiet" in given, method), configs[0].expect
     missed = sum(run.best() < expect for run in runs)

@@ -873,7 +873,7 @@ def test_torchrun_shares_the_runs_out_judges_them_together_and_resumes(tmp_path)
     lost = cli("--resume", tmp_path / "both", "--steps", 50, env=dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="localhost"))
     assert lost.returncode == 2 and "rank-1: is no run folder" in lost.stderr
     done = cli("--resume", tmp_path / "both")
-    assert done.returncode == 2 and "another number of processes" in done.stderr and files(tmp_path / "both" / "rank-0").keys() == before.keys()
+    assert done.returncode == 2 and "another number of torchrun's processes" in done.stderr and files(tmp_path / "both" / "rank-0").keys() == before.keys()
 
 @pytest.mark.parametrize("env, extra, message", [
     (dict(RANK="1"), dict(), "RANK=1 WORLD_SIZE=1"), (dict(RANK="x"), dict(), "RANK=x"), (dict(WORLD_SIZE="-2"), dict(), "WORLD_SIZE=-2"),
