@@ -1,7 +1,7 @@
 """Local grokking (Li et al. 2025, arXiv 2506.21551): in the pretraining of a large language model
 there is no one moment of grokking. Groups of data are memorised at different times and generalise
 at different times, the late ones late. This is that part of it in one table; their measures of
-routing need a mixture of experts and are not here.
+routing are in experts.py.
 
 Kept for each equation: the update of the evaluation since which every evaluation found it right.
 memorised_10, _50, _90: by which update 10, 50 and 90 % of the training equations were so;

@@ -9,7 +9,7 @@ WᵀW = -1/(nλ) Σ (∇_h ℓ) hᵀ, over its inputs h, with λ the factor of a
 cosine of the two sides for the head; 1/λ drops out. It should come to 1 under --coupled-l2 1, where
 decay is part of the gradient as in Adam, and need not under AdamW, the control.
 gradient_entropy (NeuralGrok, Zhou et al. 2025, arXiv 2504.17243): -Σ |g| ln |g|.
-Gradients are those of the whole training set. An evaluation takes about five times as long.
+Gradients are those of the whole training set. An evaluation takes four times as long.
 
     python studies/spectra.py --recipe fast --until 0 --steps 3000 --seed 0 1 2
     python studies/spectra.py --recipe fast --grad-clip 0 --weight-decay 0.0001 0.001 \
