@@ -24,21 +24,21 @@ class Config(grok.Config):
     top_k: int = grok.setting(1, "of which a position uses so many at most", "[1, 64]", True)
 
     def model(self):
-        grok.refuse(4 * self.width % self.experts, f"--experts {self.experts}: must divide 4 width")
         return Experts(self) if self.experts > 1 else super().model()
 
 class Experts(grok.Transformer):
-    """A Transformer whose `up` has the router's columns first, (D, experts + 4 D)."""
+    """A Transformer whose `up` has the router's columns first: (D, experts + hidden units)."""
     def __init__(self, c):  # a Config
         super().__init__(c.sizes()[0], c.layers, c.width, c.heads, c.position_scale)
         self.experts, self.top_k = c.experts, min(c.top_k, c.experts)
         self.activation, self.seen = self.mixture, []
-        self.shapes |= {name: (D, c.experts + columns) for name, (D, columns) in self.shapes.items()
-                        if name.endswith("up")}
+        units = c.experts * max(1, 4 * c.width // c.experts)
+        for i in range(c.layers):
+            self.shapes |= {f"{i}.up": (c.width, c.experts + units), f"{i}.down": (units, c.width)}
         self.sizes = [rows * columns for rows, columns in self.shapes.values()]
 
     def mixture(self, h):
-        """(R, M, T, 4 D) of h (R, M, T, experts + 4 D), in place of a ReLU."""
+        """(R, M, T, hidden) of h (R, M, T, experts + hidden), in place of a ReLU."""
         shares, hidden = h[..., :self.experts].softmax(3), h[..., self.experts:].relu()
         shares = shares * (shares >= shares.topk(self.top_k).values[..., -1:])
         self.seen += [] if h.requires_grad else [shares[:, :, -1]]           # (R, M, experts)

@@ -68,7 +68,7 @@ ON = [(grokfast, [dict(grokfast=2.0), dict(grokfast=0.5, grokfast_alpha=0.5)]),
       (nonstationary, [dict(project=1), dict(rewarm=3, rewarm_lr=0.02)]),  # the checkpoint is of the second warm-up
       (neuralgrok, [dict(neuralgrok=1), dict(neuralgrok=1, inner=5, grad_clip=0.1), dict(neuralgrok=1, amplifier=0)]),
       (grokalign, [dict(grokalign=0.01), dict(grokalign=1.0)]),
-      (progress, [dict(seed=1)]), (tracing, [dict(seed=1)]), (llm, [dict(seed=1)]), (experts, [dict(experts=4, top_k=2)]),
+      (progress, [dict(seed=1)]), (tracing, [dict(seed=1)]), (llm, [dict(seed=1)]), (experts, [dict(experts=4, top_k=2), dict(experts=7)]),
       (features, [dict(output_scale=4.0)]), (exponentiation, [dict(reciprocal=1)]),
       (spectra, [dict(coupled_l2=1), dict(coupled_l2=1, weight_decay=0.01)]),
       (optimisers, [NOISE | dict(optimizer=name) for name in ("muon", "sgd", "columns")] + [dict(mlp=1, dropout=0.1, optimizer="columns")])]
