@@ -1,16 +1,15 @@
 """Routing in a mixture of experts (Li et al. 2025, arXiv 2506.21551): while a language model begins
-to generalise, the experts that its training data go through become more alike, and smoother from
-layer to layer. Here each feed-forward layer is cut into --experts parts; a position uses the
---top-k with the greatest shares of a softmax, times these. Columns, of the position "=":
+to generalise, its data go through more similar experts, and smoother from layer to layer. Here a
+feed-forward layer is cut into --experts parts; a position uses the --top-k with the greatest shares
+of a softmax, each times its share. Columns, of the position "=":
 
-route_distance: mean edit distance of two training equations' pathways, their experts by layer and
-share; route_distance_z: of two with one answer. route_load: the greatest share of equations that
-have one expert first, mean over layers; at 1 distances are 0. route_consistency: mean cosine of
-successive layers' sums of the router's rows, times shares. (Theirs: one pass over much text.)
+route_distance: mean edit distance of two training equations' experts by layer, then share;
+route_distance_z: of two with one answer. route_load: greatest share of equations with one expert
+first. route_consistency: mean cosine of successive layers' sums of router columns times shares.
 
     python studies/experts.py --recipe fast --layers 2 --experts 1 4 --seed 0 1 2
 """
-import itertools, sys
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 @dataclass(frozen=True)
 class Config(grok.Config):
     experts: int = grok.setting(1, "experts in each feed-forward layer", "[1, 64]", shared=True)
-    top_k: int = grok.setting(1, "of which a position uses so many at most", "[1, 64]", True)
+    top_k: int = grok.setting(1, "of which a position uses so many", "[1, 64]", shared=True)
 
     def model(self):
         return Experts(self) if self.experts > 1 else super().model()
@@ -58,21 +57,22 @@ class Routing(grok.Stack):
     def measure(self):
         model, L, self.model.seen = self.model, self.model.layers, []
         columns, E, found = super().measure(), self.config.experts, []
+        if E == 1:
+            return columns
         # Of each chunk of the table a layer sees "x ∘" and then "y =", the last one "=" alone.
-        seen = [model.seen[min(2 * i + 1, 2 * L - 2)::2 * L - 1] for i in range(L) if E > 1]
-        for i, run in enumerate(self.runs if seen else []):
-            random = grok.rng(run.config.seed, "noise", 0, 2)
-            rows = random.permutation(self.train[i].cpu().nonzero()[:, 0])
+        seen = [model.seen[min(2 * i + 1, 2 * L - 2)::2 * L - 1] for i in range(L)]
+        for i, m in enumerate(self.train.cpu()):
+            rows = grok.rng(self.runs[i].config.seed, "noise", 0, 2).permutation(m.nonzero()[:, 0])
             z, shares = self.labels[i, rows].cpu(), [torch.cat(s, 1)[i, rows].cpu() for s in seen]
-            weights = model.weights(self.W[i:i + 1].cpu())
-            route = [s @ weights[f"{k}.up"][0, :, :E].T for k, s in enumerate(shares)]
-            smooth = [torch.cosine_similarity(*two).mean() for two in itertools.pairwise(route)]
+            w = [model.weights(self.W.cpu())[f"{k}.up"][i, :, :E] for k in range(L)]
+            towards = [s @ router.T for s, router in zip(shares, w)]
+            cosines = [torch.cosine_similarity(*two).mean() for two in zip(towards, towards[1:])]
             path = torch.cat([s.topk(model.top_k).indices for s in shares], 1)
             load = [s.argmax(1).bincount().max() / len(rows) for s in shares]
-            near = z.argsort(stable=True)            # beside each another with its answer
-            same = edit_distance(path[near], path[near.roll(1)])[z[near] == z[near.roll(1)]]
+            by_z = z.argsort(stable=True)            # beside each another with its answer
+            same = edit_distance(path[by_z], path[by_z.roll(1)])[z[by_z] == z[by_z.roll(1)]]
             found.append([edit_distance(path, path.roll(1, 0)).mean(), same.mean(), sum(load) / L,
-                          sum(smooth) / max(1, L - 1)])
+                          sum(cosines) / max(1, L - 1)])
         names = "distance", "distance_z", "load", "consistency"
         return columns | {f"route_{n}": torch.tensor(c) for n, c in zip(names, zip(*found))}
 
