@@ -61,11 +61,11 @@ class Routing(grok.Stack):
             return columns
         # Of each chunk of the table a layer sees "x ∘" and then "y =", the last one "=" alone.
         seen = [model.seen[min(2 * i + 1, 2 * L - 2)::2 * L - 1] for i in range(L)]
+        seen, weights = [torch.cat(s, 1).cpu() for s in seen], model.weights(self.W.cpu())
         for i, m in enumerate(self.train.cpu()):
             rows = grok.rng(self.runs[i].config.seed, "noise", 0, 2).permutation(m.nonzero()[:, 0])
-            z, shares = self.labels[i, rows].cpu(), [torch.cat(s, 1)[i, rows].cpu() for s in seen]
-            w = [model.weights(self.W.cpu())[f"{k}.up"][i, :, :E] for k in range(L)]
-            towards = [s @ router.T for s, router in zip(shares, w)]
+            z, shares = self.labels[i, rows].cpu(), [s[i, rows] for s in seen]
+            towards = [s @ weights[f"{k}.up"][i, :, :E].T for k, s in enumerate(shares)]
             cosines = [torch.cosine_similarity(*two).mean() for two in zip(towards, towards[1:])]
             path = torch.cat([s.topk(model.top_k).indices for s in shares], 1)
             load = [s.argmax(1).bincount().max() / len(rows) for s in shares]

@@ -67,10 +67,11 @@ def picture(runs, title):
     """Every column over updates, blue for runs that generalise, over the accuracies in grey."""
     from matplotlib.figure import Figure
     names = [name for name in runs[0][1] if name not in ("step", "seconds")]
-    figure = Figure((14, 2.1 * -(-len(names) // 5)), layout="constrained")
+    rows = -(-len(names) // 5)
+    figure = Figure((14, 2.1 * rows), layout="constrained")
     figure.suptitle(f"{title}: runs that generalise are blue, others orange; grey: accuracy of "
                     "training (dotted) and of validation", fontsize=9)
-    axes = figure.subplots(-(-len(names) // 5), 5).flat
+    axes = figure.subplots(rows, 5).flat
     for a in axes[len(names):]:
         a.remove()
     for a, name in zip(axes, names):
