@@ -83,8 +83,7 @@ OPS = {
 
 def equations(op, p=97):
     """The table of an operation: int64 arrays x, y, z of length N, for each equation x ∘ y = z.
-    Elements are numbered from 0, those of S5 in lexicographic order of their one-line notation.
-    Raises UsageError for an unknown operation or a modulus it has no table for."""
+    Elements count from 0, those of S5 as in PERMUTATIONS. Raises UsageError if there is none."""
     config = Config(op=op, p=p)
     n, how = config.sizes()[0], OPS[config.op]
     x, y = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(how.y_from, n), indexing="ij"))
@@ -96,8 +95,7 @@ def equations(op, p=97):
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
 def setting(default, help, allowed, shared=False, fixed=True):
     """A field of Config. `allowed` is an interval such as "(0, 1]", what holds the choices, or None
-    for any text. `shared`: it has one value in a stack. `fixed`: it is a column of metrics.csv that
-    --resume cannot change; the other settings say how far and where to run."""
+    for any text. `shared`: one value in a stack. `fixed`: a column of metrics.csv, for good."""
     marks = dict(help=help, allowed=allowed, shared=shared, fixed=fixed)
     return field(default=default, metadata=marks)
 
@@ -124,7 +122,8 @@ class Config:
     beta2: float = setting(0.98, "and AdamW's of its square", "[0, 1)", shared=True)
     eps: float = setting(1e-8, "AdamW's epsilon", "[0, inf)", shared=True)
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
-    decay_to: str = setting("origin", "pull of decay: origin or init", ("origin", "init"))
+    decay_to: str = setting("origin", "what decay pulls to: origin, init, or identity (LayerNorm's "
+                            "to 1 and 0, else the origin)", ("origin", "init", "identity"))
     weight_noise: float = setting(0.0, "σ of noise on the weights in training", "[0, inf)")
     update_noise: float = setting(0.0, "σ of noise on each update, in units of lr", "[0, inf)")
     grad_clip: float = setting(0.0, "greatest norm of a run's gradient; 0 = off", "[0, inf)")
@@ -162,7 +161,8 @@ class Config:
         return Transformer(n, self.layers, self.width, self.heads, self.position_scale)
 
 FAST = dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, warmup=50, lr=6e-3,
-            batch_size=2048, batch_frac=0.2, eps=5e-7, grad_clip=0.01, steps=5000, eval_every=20)
+            batch_size=2048, batch_frac=0.2, eps=5e-10, grad_clip=1e-5, decay_to="identity",
+            steps=5000, eval_every=20)
 PURPOSES = "split", "outliers", "init", "batches", "noise"
 
 def rng(seed, purpose, *more):
@@ -238,8 +238,7 @@ class Transformer:
         self.positions = position_scale * positions                          # (4, D), fixed
 
     def initial(self, seed, init_scale=1.0, embed_init_scale=1.0):
-        """A row (P,) of initial weights as PyTorch draws them: N(0, 1) for the embedding,
-        U(-1/√fan_in, 1/√fan_in) for linear maps."""
+        """Initial weights (P,), as PyTorch draws them: N(0, 1), for linear maps U(±1/√fan_in)."""
         random, parts = rng(seed, "init"), []
         for name, shape in self.shapes.items():
             if name == "embed":
@@ -260,8 +259,7 @@ class Transformer:
         """Logits (R, B, V) at "=" for each run's equations; x, y (R, B) are element numbers, and
         drop(h) is dropout on a feed-forward branch (R, B, T, D). Positions x ∘ never see y: they
         are computed once for each of the n elements, like a cached prompt, and gathered by x; so
-        are, by y, the first layer's queries, keys and values of y =. With dropout (a mask for each
-        equation) or small batches nothing is shared."""
+        are, by y, the first layer's q, k and v of y =. Not so with dropout or in small batches."""
         w, n, positions = self.weights(W), self.n, self.positions.to(W.device)
         shared = drop is None and x.shape[1] > n
         element = w["embed"][:, :n]                                          # (R, n, D)
@@ -357,7 +355,9 @@ class Stack:
                     for f in fields(self.config) if f.type is not str}
         vars(self).update({name: t.to(device) for name, t in columns.items()})
         self.W = self.initial().to(device)
-        self.anchor = self.W * torch.tensor([[c.decay_to == "init"] for c in configs]).to(device)
+        identity = self.model.initial(0, init_scale=0.0).to(device)          # LayerNorm's alone
+        self.anchor = torch.stack([dict(origin=0 * row, init=row, identity=identity)[c.decay_to]
+                                   for c, row in zip(configs, self.W)])
         for name in self.state:                  # W, what initial() has set, or zeros
             start = getattr(self, name, torch.zeros_like(self.W))
             rows = [run.state.get(name, row).to(device) for run, row in zip(runs, start)]

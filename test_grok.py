@@ -334,16 +334,6 @@ def test_adamw_equals_torch_optim_for_every_row():
             optimizer.step()
         torch.testing.assert_close(W, torch.stack([p.data for p in references]), atol=2e-6, rtol=1e-5)
 
-def test_decay_to_init_rests_at_the_initial_weights():
-    anchor, zero = torch.randn(2, 9), torch.zeros(2, 9)
-    lr, decay = torch.tensor([[0.1], [0.2]]), torch.tensor([[1.0], [2.0]])
-    W = anchor.clone()
-    grok.adamw(W, zero, zero.clone(), zero.clone(), 1, lr, decay, anchor=anchor)
-    assert torch.allclose(W, anchor, rtol=0, atol=1e-6)
-    W = anchor + 1
-    grok.adamw(W, zero, zero.clone(), zero.clone(), 1, lr, decay, anchor=anchor)
-    torch.testing.assert_close(W - anchor, torch.tensor([[0.9], [0.6]]).expand(2, 9))
-
 def stacked(*configs):
     return grok.Stack([grok.Run(config, "") for config in configs])
 
@@ -354,6 +344,17 @@ def moved(configs, grad):
     before = stack.W.clone()
     stack.advance(1)
     return stack.W - before
+
+def test_decay_pulls_to_the_origin_the_initial_weights_or_layernorm_s_identity():
+    targets, shares = ("origin", "init", "identity") * 2, [1.0] * 3 + [0.2] * 3   # lr · weight_decay: the share of the way
+    stack = stacked(*(settings(decay_to=to, lr=share / 2, weight_decay=2, warmup=0) for to, share in zip(targets, shares)))
+    first, stack.gradient = stack.W.clone(), lambda rows: torch.zeros_like(stack.W)
+    stack.W += 1
+    stack.advance(1)
+    for W, start, to, share in zip(stack.W, first, targets, shares):
+        identity = [[1.0] * size + [0.0] * size if "norm" in name else [0.0] * size * n for name, (n, size) in stack.model.shapes.items()]
+        goals = dict(origin=0 * W, init=start, identity=torch.tensor(sum(identity, [])))
+        torch.testing.assert_close(W, (start + 1).lerp(goals[to], share))
 
 def test_warm_up_is_linear_and_starts_at_a_tenth():
     configs = [settings(lr=lr, weight_decay=0, beta1=0, beta2=0, eps=0) for lr in (0.01, 0.02)]

@@ -28,6 +28,7 @@ TENTHS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 S5_FRACS = [0.25, 0.26, 0.27, 0.28, 0.29, 0.3, 0.4, 0.5, 0.6]
 OUTLIERS = [0, 100, 300, 1000, 2000, 3000]
 LIGHT = dict(layers=1, embed_init_scale=0.1, position_scale=0.1)  # needs no decay, given much data
+FAST = grok.FAST | dict(eps=5e-7, grad_clip=0.01, decay_to="origin")  # README.md's runs
 SMALL = dict(p=53, layers=1, frac=0.8, weight_decay=0.0, until=0.0)
 
 def interventions(**base):
@@ -49,16 +50,15 @@ def paper(n):
 
 def cpu(n):
     """The same in minutes to hours, with the fast recipe and smaller tables and budgets."""
-    seed, fast, long = range(n or 3), grok.FAST, grok.FAST | dict(until=0.0, steps=2000)
+    seed, long, rare = range(n or 3), FAST | dict(until=0, steps=2000), FAST | dict(eval_every=100)
     s5 = interventions(**LIGHT, op="s5_xy", frac=[0.5, 0.8], until=0.0, steps=5000, seed=seed)
     small = SMALL | LIGHT | dict(steps=4000, seed=seed)  # where a full batch is small, too
     return {"1-left": [c for start in (LIGHT, {}) for c in Config.grid(
                 **SMALL | start, grad_clip=[0.0, 0.01], steps=10_000, seed=seed)],
-            "1-centre": Config.grid(**fast, op="s5_xy", frac=S5_FRACS, seed=range(n or 5)),
+            "1-centre": Config.grid(**FAST, op="s5_xy", frac=S5_FRACS, seed=range(n or 5)),
             "2-left": [c for c in s5 if c.batch_size] + Config.grid(**small) + [
                 c for c in interventions(**small) if not c.batch_size],
-            "2-right": [replace(c, eval_every=100) for c in
-                        Config.grid(**fast, op=TWELVE, frac=TENTHS[1:], seed=seed)],
+            "2-right": Config.grid(**rare, op=TWELVE, frac=TENTHS[1:], seed=seed),
             "3": Config.grid(**long, op=["x_plus_y", "s5_xy"], seed=seed),
             "6": Config.grid(**long, outliers=OUTLIERS, seed=seed)}
 
