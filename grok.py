@@ -83,7 +83,7 @@ OPS = {
 
 def equations(op, p=97):
     """The table of an operation: int64 arrays x, y, z of length N, for each equation x ∘ y = z.
-    Elements count from 0, those of S5 as in PERMUTATIONS. Raises UsageError if there is none."""
+    Elements count from 0, S5's as in PERMUTATIONS. Raises UsageError if there is no such table."""
     config = Config(op=op, p=p)
     n, how = config.sizes()[0], OPS[config.op]
     x, y = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(how.y_from, n), indexing="ij"))
@@ -95,7 +95,7 @@ def equations(op, p=97):
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
 def setting(default, help, allowed, shared=False, fixed=True):
     """A field of Config. `allowed` is an interval such as "(0, 1]", what holds the choices, or None
-    for any text. `shared`: one value in a stack. `fixed`: a column of metrics.csv, for good."""
+    for any text. `shared`: one value in a stack. `fixed`: in metrics.csv, --resume must keep it."""
     marks = dict(help=help, allowed=allowed, shared=shared, fixed=fixed)
     return field(default=default, metadata=marks)
 
@@ -123,7 +123,7 @@ class Config:
     eps: float = setting(1e-8, "AdamW's epsilon", "[0, inf)", shared=True)
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
     decay_to: str = setting("origin", "what decay pulls to: origin, init, or identity (LayerNorm's "
-                            "to 1 and 0, else the origin)", ("origin", "init", "identity"))
+                            "scales to 1, all else to 0)", ("origin", "init", "identity"))
     weight_noise: float = setting(0.0, "σ of noise on the weights in training", "[0, inf)")
     update_noise: float = setting(0.0, "σ of noise on each update, in units of lr", "[0, inf)")
     grad_clip: float = setting(0.0, "greatest norm of a run's gradient; 0 = off", "[0, inf)")
@@ -238,7 +238,7 @@ class Transformer:
         self.positions = position_scale * positions                          # (4, D), fixed
 
     def initial(self, seed, init_scale=1.0, embed_init_scale=1.0):
-        """Initial weights (P,), as PyTorch draws them: N(0, 1), for linear maps U(±1/√fan_in)."""
+        """A row (P,), as PyTorch draws it: embedding N(0, 1), linear maps U(-1, 1)/√fan_in."""
         random, parts = rng(seed, "init"), []
         for name, shape in self.shapes.items():
             if name == "embed":

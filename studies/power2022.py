@@ -28,7 +28,7 @@ TENTHS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 S5_FRACS = [0.25, 0.26, 0.27, 0.28, 0.29, 0.3, 0.4, 0.5, 0.6]
 OUTLIERS = [0, 100, 300, 1000, 2000, 3000]
 LIGHT = dict(layers=1, embed_init_scale=0.1, position_scale=0.1)  # needs no decay, given much data
-FAST = grok.FAST | dict(eps=5e-7, grad_clip=0.01, decay_to="origin")  # README.md's runs
+FAST = grok.FAST | dict(eps=5e-7, grad_clip=0.01, decay_to="origin")  # README.md's $RECIPE
 SMALL = dict(p=53, layers=1, frac=0.8, weight_decay=0.0, until=0.0)
 
 def interventions(**base):
