@@ -348,8 +348,7 @@ def moved(configs, grad):
 def test_decay_pulls_to_the_origin_the_initial_weights_or_layernorm_s_identity():
     targets, shares = ("origin", "init", "identity") * 2, [1.0] * 3 + [0.2] * 3   # lr · weight_decay: the share of the way
     stack = stacked(*(settings(decay_to=to, lr=share / 2, weight_decay=2, warmup=0) for to, share in zip(targets, shares)))
-    first, stack.gradient = stack.W.clone(), lambda rows: torch.zeros_like(stack.W)
-    stack.W += 1
+    first, stack.W, stack.gradient = stack.W, stack.W + 1, lambda rows: torch.zeros_like(stack.W)
     stack.advance(1)
     for W, start, to, share in zip(stack.W, first, targets, shares):
         identity = [[1.0] * size + [0.0] * size if "norm" in name else [0.0] * size * n for name, (n, size) in stack.model.shapes.items()]
