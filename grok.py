@@ -436,7 +436,7 @@ class Stack:
     @torch.no_grad()
     def over_table(self, function):
         """function(logits, labels) -> (..., B), over the whole table in chunks: (..., N)."""
-        chunk = 512 if self.device.type == "cpu" else max(256, 2**17 // len(self.runs))
+        chunk = max(512, (2**11 if self.device.type == "cpu" else 2**17) // len(self.runs))
         chunks = zip(*(table.split(chunk, 1) for table in (self.x, self.y, self.labels)))
         return torch.cat([function(self.model(self.W, x, y), z) for x, y, z in chunks], -1)
 
