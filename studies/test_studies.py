@@ -1,6 +1,6 @@
 """Properties of the studies, each against something independent: made tables, a worked example, brute force.
 Run: python -m pytest -q studies"""
-import csv, itertools, os, sys
+import csv, itertools, os, re, sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -11,6 +11,7 @@ import matplotlib.image as image
 import numpy as np
 import power2022
 import pytest
+import speed
 import tables
 import torch
 
@@ -455,3 +456,21 @@ def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, mon
 def test_the_readmes_say_what_the_results_say():
     texts = [readme.read_text() for readme in tables.READMES]
     assert [tables.computed(text) for text in texts] == texts and all("<!-- " in text for text in texts)
+
+
+# --- speed.py -------------------------------------------------------------------------------------
+
+def test_the_plain_program_has_as_many_weights_and_learns():
+    config = Config(**TINY, lr=1e-2, weight_decay=0)
+    sizes = dict(zip(config.model().shapes, config.model().sizes))
+    matrices = [w for w in speed.Plain(config).parameters() if w.dim() > 1]
+    assert sum(w.numel() for w in matrices) == sum(n for name, n in sizes.items() if "norm" not in name) + 4 * config.width
+    advance = speed.plain(config, torch.device("cpu"))
+    advance(400)
+    assert np.mean([advance(1) for _ in range(10)]) < 0.5 * np.log(11)
+
+
+def test_speed_prints_both_times(capsys):
+    speed.main(["--turns", "1"])
+    ours, plain, ratio = map(float, re.findall(r"\d+\.\d+", capsys.readouterr().out))
+    assert ours > 0 and plain > 0 and 0.9 * ours / plain < ratio < 1.1 * ours / plain
