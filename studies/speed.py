@@ -5,10 +5,7 @@ since a machine's speed drifts. The task is the paper's: x / y mod 97, batches o
     OMP_NUM_THREADS=1 python studies/speed.py
     python studies/speed.py --device cuda
 """
-import argparse
-import statistics
-import sys
-import time
+import argparse, statistics, sys, time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -39,26 +36,31 @@ def plain(c, device):
     """A function that trains it, a number of updates a call, and returns the last loss."""
     x, y, labels, train = (torch.from_numpy(a).to(device) for a in grok.split(c))
     model, rows = Plain(c).to(device), train.nonzero()[:, 0]
-    optimizer = torch.optim.AdamW(model.parameters(), c.lr, (c.beta1, c.beta2), c.eps,
-                                  c.weight_decay)
+    betas = c.beta1, c.beta2
+    optimizer = torch.optim.AdamW(model.parameters(), c.lr, betas, c.eps, c.weight_decay)
 
     def advance(updates):
         for _ in range(updates):
             batch = rows[torch.randint(len(rows), (c.sizes()[3],), device=device)]
-            loss = nn.functional.cross_entropy(model(x[batch], y[batch]), labels[batch])
             optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x[batch], y[batch]), labels[batch])
             loss.backward()
             optimizer.step()
         return loss.item()                                                   # waits for the device
     return advance
 
 def main(argv=None):
-    cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                  formatter_class=argparse.RawTextHelpFormatter)
+    raw = argparse.RawTextHelpFormatter
+    cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=raw)
     cli.add_argument("--turns", type=int, default=60)
     cli.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
     args = cli.parse_args(argv)
-    config, device = grok.Config(), grok.pick_device(args.device)
+    if args.turns < 1:
+        cli.error(f"--turns {args.turns}: must be 1 or more")
+    try:
+        config, device = grok.Config(), grok.pick_device(args.device)
+    except grok.UsageError as error:
+        cli.error(error)
     stack = grok.Stack(grok.named([config]), device)
     ways = [lambda updates: stack.advance(stack.step + updates), plain(config, device)]
     times = [[], []]

@@ -470,7 +470,11 @@ def test_the_plain_program_has_as_many_weights_and_learns():
     assert np.mean([advance(1) for _ in range(10)]) < 0.5 * np.log(11)
 
 
-def test_speed_prints_both_times(capsys):
+def test_speed_refuses_and_prints_both_times(capsys, monkeypatch):
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False)
+    for bad in ["--turns", "0"], ["--device", "mps"], ["--device", "tpu"]:
+        with pytest.raises(SystemExit, match="2"):
+            speed.main(bad)
     speed.main(["--turns", "1"])
     ours, plain, ratio = map(float, re.findall(r"\d+\.\d+", capsys.readouterr().out))
     assert ours > 0 and plain > 0 and 0.9 * ours / plain < ratio < 1.1 * ours / plain
