@@ -34,6 +34,7 @@ class Plain(nn.Module):
 
 def plain(c, device):
     """A function that trains it, a number of updates a call, and returns the last loss."""
+    torch.manual_seed(c.seed)
     x, y, labels, train = (torch.from_numpy(a).to(device) for a in grok.split(c))
     model, rows = Plain(c).to(device), train.nonzero()[:, 0]
     betas = c.beta1, c.beta2
