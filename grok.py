@@ -233,7 +233,7 @@ class Transformer:
                          down=up[::-1], norm2=(2, width))
             self.shapes |= {f"{i}.{name}": shape for name, shape in block.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]    # P is their sum
-        angle = torch.arange(4.0)[:, None] * 1e4 ** (-torch.arange(0.0, width, 2) / width)
+        angle = torch.arange(4)[:, None] * 1e4 ** (-torch.arange(0, width, 2).float() / width)
         positions = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :width]
         self.positions = position_scale * positions                          # (4, D), fixed
 
