@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 if spin:
     del os.environ["GOMP_SPINCOUNT"]
-torch.empty(31 * 2**18)  # glibc, when 31 MB are freed, learns to keep as much for the next tensors
+torch.empty(31 * 2**18)  # freed, these 31 MB teach glibc to keep memory for reuse (man mallopt)
 __version__ = "2.0.0"
 
 class UsageError(ValueError):
