@@ -164,7 +164,7 @@ class Config:
 FAST = dict(layers=1, init_scale=3.0, embed_init_scale=0.1, position_scale=0.1, warmup=50, lr=6e-3,
             batch_size=2048, batch_frac=0.2, eps=5e-10, grad_clip=1e-5, decay_to="identity",
             steps=5000, eval_every=20)
-PURPOSES = "split", "outliers", "init", "batches", "noise"
+PURPOSES = "split", "outliers", "init", "batches", "noise"  # their order is part of each seed
 
 def rng(seed, purpose, *more):
     """A generator of its own for each seed and purpose, whatever a run is trained beside."""
@@ -269,8 +269,7 @@ class Transformer:
         if not shared:
             prefix, h = take(prefix, x), take(h, y)                          # (R, B, 2, D)
         for i in range(self.layers):
-            w_q, w_k, w_v, *rest = (w[f"{i}.{name}"] for name in
-                                    ("q", "k", "v", "out", "norm1", "up", "down", "norm2"))
+            w_q, w_k, w_v, *rest = (w[name] for name in w if name.startswith(f"{i}."))
             last = i == self.layers - 1
             rows = h[:, :, 1:] if last else h                                # at last, just "="
             past_k, past_v = linear(prefix, w_k), linear(prefix, w_v)
@@ -369,8 +368,10 @@ class Stack:
                             for c in (run.config for run in self.runs)])
 
     def keep(self, left):  # the runs with these numbers; the others leave
-        tensors = {name: t[left] for name, t in vars(self).items() if torch.is_tensor(t)}
-        vars(self).update(tensors, runs=[self.runs[i] for i in left])
+        rows = {name: t for name, t in vars(self).items() if torch.is_tensor(t)}
+        refuse(odd := ", ".join(n for n, t in rows.items() if t.shape[:1] != self.W.shape[:1]),
+               f"{odd}: a tensor that is an attribute of a Stack must have a row for each run")
+        vars(self).update({n: t[left] for n, t in rows.items()}, runs=[self.runs[i] for i in left])
 
     def save(self):  # the state's rows, in the runs
         for i, run in enumerate(self.runs):
@@ -453,7 +454,7 @@ class Stack:
 
 # --- 5. Training, from a list of Configs to the rows of metrics.csv. ------------------------------
 def stacks(runs, device):
-    """Lists of unfinished runs to stack. Finished ones count: a resumed command has the same."""
+    """Lists of unfinished runs to stack. Finished ones count, so that these lists stay the same."""
     groups, count, limit = {}, {}, 4 if device.type == "cpu" else 64
     for run in runs:
         c, (n, N, _, size) = run.config, run.config.sizes()
@@ -467,13 +468,12 @@ def stacks(runs, device):
 
 def fit(stack, records):
     """Trains a stack until each run has reached its goal, diverged or spent its steps."""
-    (n, N, _, size), (R, P), name = stack.config.sizes(), stack.W.shape, stack.runs[0].name
-    records.say(f"{name}{f' and {R - 1} more' * (R > 1)}: {N:,} equations of {n} elements, batches "
-                f"of {size}, {P:,} parameters, {stack.device}")
-    every, steps = stack.config.eval_every, stack.config.steps
+    c, (n, N, _, size), (R, P) = stack.config, stack.config.sizes(), stack.W.shape
+    records.say(f"{stack.runs[0].name}{f' and {R - 1} more' * (R > 1)}: {N:,} equations of {n} "
+                f"elements, batches of {size}, {P:,} parameters, {stack.device}")
     while stack.runs:
         early = [update for update in (1, 2, 5, 10, 20, 50, 100) if update > stack.step]
-        due = min(*early, (stack.step // every + 1) * every, steps)          # the next evaluation
+        due = min(*early, (stack.step // c.eval_every + 1) * c.eval_every, c.steps)  # to evaluate
         start = time.perf_counter()
         stack.advance(min(due, stack.step + 100))            # so that a checkpoint can come sooner
         seconds = time.perf_counter() - start
@@ -599,7 +599,7 @@ class Records:
         for run, config in zip(self.runs, configs):
             run.config = config                              # what is not fixed may be another
         # Defaults are left out, so that a study and grok.py read each other's folders.
-        runs = [dict(asdict(c).items() - asdict(type(c)()).items()) for c in configs]
+        runs = [dict(sorted(asdict(c).items() - asdict(type(c)()).items())) for c in configs]
         about = dict(runs=runs, commands=[*about.get("commands", []), shlex.join(sys.argv)],
                      ranks=ranks()[1], grok=__version__, torch=torch.__version__)
         self.write("config.json", json.dumps(about, indent=1).encode() + b"\n")

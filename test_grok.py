@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 HERE = Path(__file__).parent
-TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, steps=30, batch_size=16, eval_every=10, device="cpu",
-            threads=1)  # a run of a tenth of a second
+TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, steps=30, batch_size=16, eval_every=10, device="cpu", threads=1)  # a run of a tenth of a second
 PLAIN = {  # the operations once more, in plain Python
     "x_plus_y": lambda x, y, p: (x + y) % p, "x_minus_y": lambda x, y, p: (x - y) % p, "x_mul_y": lambda x, y, p: (x * y) % p,
     "x_div_y": lambda x, y, p: next(z for z in range(p) if z * y % p == x),
@@ -597,8 +596,7 @@ def test_killed_hard_at_random_moments_it_resumes_to_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_with_a_line_that_says_how_to_go_on(tmp_path, name, status):
     given = dict(steps=1500, until=0, eval_every=100, quiet=False, out=tmp_path / "run")
-    process = subprocess.Popen([sys.executable, "-u", HERE / "grok.py", *flags(**given)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-u", HERE / "grok.py", *flags(**given)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stdout:
         if line.startswith("update     100"):
             process.send_signal(getattr(signal, name))
@@ -672,8 +670,7 @@ def other(folder):
     shutil.copy(folder.parent / "other" / "checkpoint.pt", folder / "checkpoint.pt")
 
 @pytest.mark.parametrize("harm", [damage("checkpoint.pt", lambda b: b[:len(b) // 2]), damage("checkpoint.pt", lambda b: b""),
-    damage("checkpoint.pt", lambda b: b"\x80\x04garbage"),
-    lambda folder: torch.save({"state_dict": {"w": torch.zeros(3)}}, folder / "checkpoint.pt"), other,
+    damage("checkpoint.pt", lambda b: b"\x80\x04garbage"), lambda folder: torch.save({"state_dict": {"w": torch.zeros(3)}}, folder / "checkpoint.pt"), other,
     lambda folder: (folder / "checkpoint.pt").unlink(), *(saved(lambda c, k=k, v=v: c["runs"][0].update({k: v})) for k, v in dict(
         step="30", seconds=None, diverged=0, log={}, state=None).items()),
     saved(lambda c: c["runs"][0].update(step=-1)), saved(lambda c: c["runs"][0].update(state={})),
@@ -819,8 +816,7 @@ def test_a_study_s_setting_state_and_measure_are_columns_kept_and_resumed(tmp_pa
             patch.setattr(Heavy, "measure", cut)
             patch.setattr(grok.Records, "due", lambda self: True)
             try:
-                assert grok.main([*(["--resume", str(tmp_path / "cut")] if parts else [*command, "--out", str(tmp_path / "cut")])],
-                                 Inertia, Heavy) == 0
+                assert grok.main([*(["--resume", str(tmp_path / "cut")] if parts else [*command, "--out", str(tmp_path / "cut")])], Inertia, Heavy) == 0
                 break
             except ZeroDivisionError:
                 pass
@@ -841,6 +837,13 @@ def test_a_study_s_control_equals_plain_training_and_reads_its_folders(tmp_path)
     usual = grok.train(Inertia(**TINY), quiet=True, method=Heavy, out=tmp_path / "usual")
     again = grok.read(tmp_path / "usual")[0]                # its setting has its default: anybody reads it
     assert again.config == settings() and torch.equal(again.state["W"], usual[0].state["W"])
+
+def test_a_tensor_that_has_no_row_for_each_run_is_refused(tmp_path):
+    class Masked(grok.Stack):
+        def initial(self):
+            self.mask = torch.ones(7)
+            return super().initial()
+    with pytest.raises(UsageError, match="mask: a tensor"): grok.train(settings(), tmp_path / "run", quiet=True, method=Masked)
 
 def test_what_a_study_trains_on_does_not_change_what_is_measured():
     class Doubled(grok.Stack):
@@ -903,8 +906,7 @@ def test_a_folder_holds_one_process_or_several(tmp_path, monkeypatch, capsys):
     ("--op s5_xy --p 31", "--p 31: s5_xy has no modulus"), ("--op x_dvi_y", "--op x_dvi_y: must be one of x_plus_y, "),
     ("--op", "--op: expected at least one argument"), ("--frac 0", "--frac 0: must be a number in (0, 1)"),
     ("--frac nan", "--frac nan: must be a number in (0, 1)"), ("--frac 1e-9", "--frac 1e-09: is 0 of 9312 equations"),
-    ("--frac 0.99999", "--frac 0.99999: is 9312 of 9312 equations"),
-    ("--frac 0.5 0.3 0.50", "x_div_y, frac 0.5, seed 0: this run is given twice"),
+    ("--frac 0.99999", "--frac 0.99999: is 9312 of 9312 equations"), ("--frac 0.5 0.3 0.50", "x_div_y, frac 0.5, seed 0: this run is given twice"),
     ("--seed -1", "--seed -1: must be a whole number in [0, inf)"), ("--seed 0,1,2", "--seed 0,1,2: must be a whole number in [0, inf)"),
     ("--outliers 5000", "--outliers 5000: more than 4656 training equations"),
     ("--layers 0", "--layers 0: must be a whole number in [1, 1024]"), ("--heads 5", "--heads 5: must divide --width 128"),
@@ -918,9 +920,7 @@ def test_a_folder_holds_one_process_or_several(tmp_path, monkeypatch, capsys):
     ("--stack -1", "--stack -1: must be"), ("--eval-every 0", "--eval-every 0: must be"), ("--step 5", "unrecognized arguments: --step 5"),
     ("--seed \n", "--seed \\n: must be"), ("--foo\nbar 5", "--foo\\nbar"), ("--out FILE", "File exists"),
     ("--out FILE/run", "Not a directory"), ("--out " + 300 * "x", "File name too long"), ("--resume nowhere", "nowhere: is no run folder"),
-    ("--resume " + 300 * "x", "File name too long"), ("--resume FILE", "FILE: is no run folder"),
-    ("--list-ops --p 96", "--p 96: x_div_y needs a prime modulus"),
-])
+    ("--resume " + 300 * "x", "File name too long"), ("--resume FILE", "FILE: is no run folder"), ("--list-ops --p 96", "--p 96: x_div_y needs a prime modulus")])
 def test_a_mistake_gets_one_line_and_status_2(line, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("FILE").write_text("")
