@@ -654,7 +654,7 @@ class Records:
         train, val = (np.median(columns[name]) for name in ("train_acc", "val_acc"))
         text = f"update {step:>7,}  train {train:.3f}  val {val:.3f}  {rate:,.1f} updates/s"
         if self.live:
-            text += f", at most {(steps - step) / rate / 60:,.1f} minutes of training left"
+            text += f", at most {(steps - step) / rate / 60:,.1f} min left"
             self.say(text[:shutil.get_terminal_size().columns - 1], end="")
         elif step == steps or math.log(step, 1.5) // 1 > math.log(max(0.5, step - every), 1.5) // 1:
             self.say(text)
