@@ -508,7 +508,7 @@ def test_a_summary_draws_what_was_known_at_log_spaced_updates(tmp_path, capsys):
 def test_a_terminal_sees_one_line_that_tells_the_time_left(tmp_path):
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, HERE / "grok.py", *flags(quiet=False, steps=20000, until=0)], stdout=theirs,
-                               cwd=tmp_path, env=os.environ | dict(COLUMNS="80"))
+                               cwd=tmp_path, env=os.environ | dict(COLUMNS="90"))
     os.close(theirs)
     seen = b""
     while b" min left" not in seen:
