@@ -436,7 +436,7 @@ class Stack:
 
     @torch.no_grad()
     def over_table(self, function):
-        """function(logits, labels) -> (..., B), over the whole table in chunks: (..., N)."""
+        """function(logits, labels) -> (..., B), on the table in cache-sized chunks: (..., N)."""
         chunk = max(1024, (2**11 if self.device.type == "cpu" else 2**17) // len(self.runs))
         chunks = zip(*(table.split(chunk, 1) for table in (self.x, self.y, self.labels)))
         return torch.cat([function(self.model(self.W, x, y), z) for x, y, z in chunks], -1)
@@ -454,7 +454,7 @@ class Stack:
 
 # --- 5. Training, from a list of Configs to the rows of metrics.csv. ------------------------------
 def stacks(runs, device):
-    """Lists of unfinished runs to stack. Finished ones count, so that these lists stay the same."""
+    """Lists of unfinished runs to stack. Finished ones count: resumed, it gives the same stacks."""
     groups, count, limit = {}, {}, 4 if device.type == "cpu" else 64
     for run in runs:
         c, (n, N, _, size) = run.config, run.config.sizes()
