@@ -54,9 +54,8 @@ class Op(NamedTuple):  # function(x, y, p) maps int64 arrays of elements 0 … n
     prime: bool = False  # whether p must be prime
 
 # S5: the permutations in lexicographic order; S5[x, y] is x first, then y: (x·y)[i] = y[x[i]]
-PERMUTATIONS = np.array(list(itertools.permutations(range(5))))  # (120, 5)
-DIGITS = 5 ** np.arange(4, -1, -1)  # in base 5 the permutations ascend; P[:, P][y, x] is y[x]
-S5 = np.searchsorted(PERMUTATIONS @ DIGITS, PERMUTATIONS[:, PERMUTATIONS] @ DIGITS).T
+PERMUTATIONS = {x: number for number, x in enumerate(itertools.permutations(range(5)))}
+S5 = np.array([[PERMUTATIONS[tuple(y[i] for i in x)] for y in PERMUTATIONS] for x in PERMUTATIONS])
 S5_INVERSE = S5.argmin(axis=1)  # x · x⁻¹ is the identity, element 0
 power = np.vectorize(pow, otypes=[np.int64])  # power(x, y, p) = x^y mod p
 
@@ -95,8 +94,8 @@ def equations(op, p=97):
 
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
 def setting(default, help, allowed, shared=False, fixed=True):
-    """A field of Config. `allowed` is an interval such as "(0, 1]", what holds the choices, or None
-    for any text. `shared`: one value in a stack. `fixed`: in metrics.csv, --resume must keep it."""
+    """A field of Config: a number in the interval `allowed`, "(0, 1]", or a text of these choices,
+    None: any. `shared`: one value in a stack. `fixed`: in metrics.csv; --resume must keep it."""
     marks = dict(help=help, allowed=allowed, shared=shared, fixed=fixed)
     return field(default=default, metadata=marks)
 
@@ -137,7 +136,14 @@ class Config:
     stack: int = setting(0, "runs at once; 0 = 4, on a GPU 64", "[0, inf)", True, False)
 
     def __post_init__(self):
-        check(self)  # in section 7
+        for f in fields(self):                   # in their types; see section 7
+            object.__setattr__(self, f.name, checked(f, getattr(self, f.name)))
+        c, (_, N, n_train, _) = self, self.sizes()
+        prime = all(c.p % d for d in range(2, math.isqrt(c.p) + 1))
+        refuse(OPS[c.op].prime and not prime, f"--p {c.p}: {c.op} needs a prime modulus")
+        refuse(c.width % c.heads, f"--heads {c.heads}: must divide --width {c.width}")
+        refuse(not 0 < n_train < N, f"--frac {c.frac}: is {n_train} of {N} equations, not a part")
+        refuse(c.outliers > n_train, f"--outliers {c.outliers}: only {n_train} training answers")
 
     @classmethod
     def grid(cls, **settings):
@@ -206,8 +212,8 @@ def normed(h, w):
 
 def attention(q, k, v, heads):
     """Causal attention of the queries q (R, B, Tq, D) of the last positions. Keys k and values v
-    are lists of (R, B, T, D), earlier positions first. A query is multiplied with what it may see
-    alone: no mask. With four positions this beats fused kernels, and one joined tensor."""
+    are lists of (R, B, T, D), earlier positions first. A query meets only the keys that it may see:
+    no mask. With four positions this beats fused kernels, and joining the parts."""
     split_heads = lambda h: h.unflatten(3, (heads, -1))                      # (R, B, T, H, D/H)
     (*past_k, own_k), (*past_v, own_v) = map(split_heads, k), map(split_heads, v)
     heard, first = [], own_k.shape[2] - q.shape[2] + 1
@@ -331,8 +337,8 @@ class Run:
         P, state, step = sum(self.config.model().sizes), saved["state"], saved["step"]
         refuse(any(type(saved[k]) is not type(v) for k, v in vars(self).items() if k != "config")
                or any(saved["config"].get(k, v) != v for k, v in self.config.columns().items())
-               or any(state[name].shape != (P,) for name in Stack.state if step or state)
-               or any(t.dtype != torch.float32 for t in state.values()) or step < 0
+               or any(state[name].shape != (P,) or state[name].dtype != torch.float32
+                      for name in Stack.state if step or state) or step < 0
                or not all(math.isfinite(row["step"] + row["val_acc"]) for row in saved["log"]),
                f"wrong types, shapes or settings of {self.name}")
         vars(self).update(saved, config=self.config)
@@ -345,15 +351,18 @@ class Stack:
     state = "W", "m", "v"
 
     def __init__(self, runs, device=torch.device("cpu")):
-        self.runs, self.step, self.device, self.generators = runs, runs[0].step, device, {}
+        self.runs, self.step, self.device, self.generators = runs, 0, device, {}
         self.config = runs[0].config             # for the settings that are shared
         self.model, configs = self.config.model(), [run.config for run in runs]
         tables = zip(("x", "y", "labels", "train"), zip(*map(split, configs)))
         columns = {name: torch.from_numpy(np.stack(table)) for name, table in tables}
-        columns |= {f.name: torch.tensor([[float(getattr(c, f.name))] for c in configs]).float()
-                    for f in fields(self.config) if f.type is not str}
+        names = [f.name for f in fields(self.config) if f.type is not str]
+        refuse(taken := ", ".join({*dir(self), *columns, *self.state}.intersection(names)),
+               f"{flag(taken)}: a setting must not have the name of an attribute of Stack")
+        columns |= {name: torch.tensor([[float(getattr(c, name))] for c in configs]).float()
+                    for name in names}
         vars(self).update({name: t.to(device) for name, t in columns.items()})
-        self.W = self.initial().to(device)
+        self.W, self.step = self.initial().to(device, torch.float32), runs[0].step
         identity = self.model.initial(0, init_scale=0.0).to(device)          # LayerNorm's alone
         self.anchor = torch.stack([dict(origin=0 * row, init=row, identity=identity)[c.decay_to]
                                    for c, row in zip(configs, self.W)])
@@ -363,7 +372,7 @@ class Stack:
             setattr(self, name, torch.stack(rows))
 
     def initial(self):
-        """The weights (R, P) to start from."""
+        """The weights (R, P) to start from; `step` is 0 here, resumed or not."""
         return torch.stack([self.model.initial(c.seed, c.init_scale, c.embed_init_scale)
                             for c in (run.config for run in self.runs)])
 
@@ -454,7 +463,7 @@ class Stack:
 
 # --- 5. Training, from a list of Configs to the rows of metrics.csv. ------------------------------
 def stacks(runs, device):
-    """Lists of unfinished runs to stack. Finished ones count: resumed, it gives the same stacks."""
+    """Lists of unfinished runs to stack. Finished ones keep their place, as --resume needs it."""
     groups, count, limit = {}, {}, 4 if device.type == "cpu" else 64
     for run in runs:
         c, (n, N, _, size) = run.config, run.config.sizes()
@@ -482,22 +491,22 @@ def fit(stack, records):
         if stack.step == due:
             evaluate(stack, records)
         left = [i for i, run in enumerate(stack.runs) if not run.finished()]
-        if records.due() or len(left) < len(stack.runs):
+        if records.due() or len(left) < len(stack.runs) or stack.step == 1:
             stack.save()
             records.checkpoint(last=False)
-            stack.keep(left)
+            stack.keep(left)                     # at update 1 too: what it refuses, it does early
 
 def evaluate(stack, records):
     """Records what the stack measures. A run whose loss or weights are not finite ends here."""
     columns = {name: column.tolist() for name, column in stack.measure().items()}
     records.show(stack, columns)
-    for run, *values in zip(stack.runs, *columns.values()):
-        metrics = {name: float(f"{value:.7g}") for name, value in zip(columns, values)}
-        run.diverged = not math.isfinite(sum(values[:5]))    # what each measure() begins with
+    for run, *values in zip(stack.runs, *columns.values(), strict=True):
+        row = {name: float(f"{value:.7g}") for name, value in zip(columns, values)}
+        run.diverged = not math.isfinite(row["train_loss"] + row["val_loss"] + row["weight_norm"])
         if run.diverged:
             records.say(f"{run.name}: diverged by update {run.step:,}; this run ends here")
         else:
-            records.add(run, dict(step=run.step, **metrics, seconds=round(run.seconds, 3)))
+            records.add(run, dict(step=run.step, **row, seconds=round(run.seconds, 3)))
 
 def pick_device(name):  # the processes of torchrun share out the GPUs
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
@@ -555,10 +564,12 @@ def load(path, config):
 
 def read(path, config=Config, **settings):
     """The Runs of a folder that have these settings, with their weights. Raises UsageError."""
-    return [run for run in load(path, config)[0] if settings.items() <= vars(run.config).items()]
+    return [run for run in load(path, config)[0]
+            if all(getattr(run.config, name) == value for name, value in settings.items())]
 
 def say(text, end="\n"):
     try:
+        getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")  # if it lacks "▁"
         print(text, end=end, flush=True)
     except OSError:                              # nobody can read it any more; training goes on
         sys.stdout = open(os.devnull, "w")
@@ -623,8 +634,7 @@ class Records:
     def add(self, run, metrics):  # an evaluation, to its log and to metrics.csv
         run.log.append(metrics)
         if self.path:
-            settings = run.config.columns()
-            row = {name: settings.pop(name) for name in self.leading.split()} | metrics | settings
+            row = dict.fromkeys(self.leading.split()) | dict(**metrics, **run.config.columns())
             head, line = (",".join(map(str, part)).encode() + b"\n" for part in (row, row.values()))
             data = line if head in self.text[self.text.rfind(b"op,p,"):] else head + line
             self.text += data
@@ -691,17 +701,6 @@ def checked(f, given):
             return value
     refuse(True, f"{said} a {'whole ' * (f.type is int)}number in {allowed}")
 
-def check(config):
-    """Puts the values of a new Config into their types. Raises UsageError."""
-    for f in fields(config):
-        object.__setattr__(config, f.name, checked(f, getattr(config, f.name)))
-    c, (_, N, n_train, _) = config, config.sizes()
-    prime = all(c.p % d for d in range(2, math.isqrt(c.p) + 1))
-    refuse(OPS[c.op].prime and not prime, f"--p {c.p}: {c.op} needs a prime modulus")
-    refuse(c.width % c.heads, f"--heads {c.heads}: must divide --width {c.width}")
-    refuse(not 0 < n_train < N, f"--frac {c.frac}: is {n_train} of {N} equations, no part of them")
-    refuse(c.outliers > n_train, f"--outliers {c.outliers}: more than {n_train} training equations")
-
 def parser(config):
     """The command line, made from a Config; the result holds only flags that were given."""
     cli = argparse.ArgumentParser(
@@ -739,7 +738,7 @@ def asked_for(given, config, folder):
         refuse(world > 1 and ("out" not in given or len(configs) < world),
                f"torchrun: {world} processes need --out and as many runs or more")
         return configs[rank::world]
-    for name in given.keys() - {"resume", "quiet"}:
+    for name in sorted(given.keys() - {"resume", "quiet"}):
         refuse(name not in free or len(given[name]) > 1, f"{flag(name)}: --resume goes with --quiet"
                f" and with single values of {', '.join(map(flag, free))}")
     runs, _, about = load(folder, config)
@@ -768,9 +767,10 @@ def command(given, config, method):
 def main(argv=None, config=Config, method=Stack):
     """The command line; returns the exit status. A study gives its own Config and Stack."""
     def stop(number, frame):
+        for again in signal.SIGINT, signal.SIGTERM:          # another one changes nothing
+            signal.signal(again, lambda *_: None)
         raise KeyboardInterrupt(number)
     before = [(n, signal.signal(n, stop)) for n in (signal.SIGINT, signal.SIGTERM)]
-    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")   # where "▁" is unknown
     cli, given = parser(config), {}              # its errors in one line; its help by say()
     cli.error, cli.print_help = lambda text: refuse(True, text), lambda: say(cli.format_help(), "")
     try:

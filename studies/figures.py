@@ -73,19 +73,21 @@ def read_runs(paths):
         refuse(not path.is_dir(), f"{path}: is not a folder")
         for file in sorted(path.rglob("metrics.csv")):
             try:
-                found += read_table(file)
+                found += [(file, *run) for run in read_table(file)]
             except (KeyError, TypeError, ValueError, csv.Error):
                 refuse(True, f"{file}: is damaged or not of grok.py; leave it out")
     refuse(not found, f"{' '.join(map(str, paths))}: no metrics.csv there has a run in it")
-    names = dict.fromkeys(name for settings, _ in found for name in settings)
-    usual, longest = usual_settings(), {}
-    for settings, rows in found:
+    names = dict.fromkeys(name for _, settings, _ in found for name in settings)
+    usual, whole, longest = usual_settings(), {}, {}
+    for file, settings, rows in found:
         settings = {name: settings.get(name, usual.get(name, 0)) for name in names}
         p = settings.pop("p")
         if p != 97 and not settings["op"].startswith("s5"):
             settings["op"] += f" mod {p}"
-        run, key = (settings, rows), tuple(settings.values())
-        longest[key] = max(longest.get(key, run), run, key=lambda run: run[1][-1]["step"])
+        run = whole.setdefault((file, *settings.values()), (settings, []))
+        run[1].extend(rows)                      # a study that went on with it has a header of its own
+    for (_, *key), run in whole.items():
+        longest[tuple(key)] = max(longest.get(tuple(key), run), run, key=lambda run: run[1][-1]["step"])
     return list(longest.values())
 
 def reached(rows, column="val_acc"):

@@ -69,7 +69,7 @@ FOLDERS = {figure: figure for figure in cpu(1)} | {"4": "1-left", "7": "2-left"}
 
 def cycles(element):
     """A permutation of S5 as the paper writes it: (0 3)(1 4)."""
-    p, text = grok.PERMUTATIONS[element].tolist(), ""
+    p, text = list(grok.PERMUTATIONS)[element], ""
     for i in range(5):
         cycle = [i]
         while p[cycle[-1]] != i:
