@@ -678,7 +678,7 @@ class Records:
             last = np.searchsorted(steps, run.step ** np.linspace(0, 1, 40) + 1e-6) - 1
             curve = "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * values[i]))] for i in last)
             self.say(f"{run.name:{wide}} {'{:>11} {:>11}'.format(*seen)} {run.best():9.4f} "
-                     f"{run.step:9,} {run.seconds:9,.1f}  {curve}")
+                     f"{run.step:9,} {run.seconds:9,.1f}  {curve}{' diverged' * run.diverged}")
         self.say(str(self.path or ""))
 
 # --- 7. Checks, and the command line. -------------------------------------------------------------

@@ -445,7 +445,7 @@ def test_rows_are_on_the_disk_as_soon_as_they_are_measured(tmp_path, monkeypatch
 def test_a_loss_that_is_not_finite_ends_its_run_alone(capsys):
     sweep = dict(lr=[1e30, 1e-3], steps=40, stack=2, weight_noise=0.01)
     ill, healthy = train(**sweep, quiet=False)
-    assert re.search(r"lr 1e\+30: diverged by update [12]; this run ends here", capsys.readouterr().out)
+    assert re.search(r"lr 1e\+30: diverged by update [12]; this run ends here\n(.*\n)*.*lr 1e\+30 .* diverged\n.*[▁█]\n", capsys.readouterr().out)
     assert ill.diverged and not healthy.diverged and len(ill.log) <= 1
     assert all(math.isfinite(v) for run in (ill, healthy) for row in run.log for v in row.values())
     assert [row["step"] for row in healthy.log] == [1, 2, 5, 10, 20, 30, 40]
