@@ -93,16 +93,16 @@ def equations(op, p=97):
     return x, y, z.astype(np.int64)
 
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
-def setting(default, help, allowed, shared=False, fixed=True):
+def setting(default, help, allowed, shared=None, fixed=True):
     """A field of Config: a number in the interval `allowed`, "(0, 1]", or a text of these choices,
-    None: any. `shared`: one value in a stack. `fixed`: in metrics.csv; --resume must keep it."""
-    marks = dict(help=help, allowed=allowed, shared=shared, fixed=fixed)
-    return field(default=default, metadata=marks)
+    None: any. `shared`: one value in a stack, usual for a text. `fixed`: --resume must keep it."""
+    shared = not isinstance(allowed, str) if shared is None else shared
+    return field(default=default, metadata=locals())
 
 @dataclass(frozen=True)
 class Config:
     """Everything that defines a run. The defaults are the paper's. Raises UsageError."""
-    op: str = setting("x_div_y", "operation, see --list-ops", OPS)
+    op: str = setting("x_div_y", "operation, see --list-ops", OPS, shared=False)
     p: int = setting(97, "modulus of the modular operations", "[2, 4096]")
     frac: float = setting(0.5, "fraction of the table to train on", "(0, 1)")
     seed: int = setting(0, "seed of split, weights, batches and noise", "[0, inf)")
@@ -123,7 +123,7 @@ class Config:
     eps: float = setting(1e-8, "AdamW's epsilon", "[0, inf)", shared=True)
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
     decay_to: str = setting("origin", "what decay pulls to: origin, init, or identity (LayerNorm's "
-                            "scales to 1, all else to 0)", ("origin", "init", "identity"))
+                            "scales to 1, all else to 0)", ("origin", "init", "identity"), False)
     weight_noise: float = setting(0.0, "σ of noise on the weights in training", "[0, inf)")
     update_noise: float = setting(0.0, "σ of noise on each update, in units of lr", "[0, inf)")
     grad_clip: float = setting(0.0, "greatest norm of a run's gradient; 0 = off", "[0, inf)")

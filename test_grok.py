@@ -56,8 +56,7 @@ def files(folder):
 # --- tables ---------------------------------------------------------------------------------------
 def test_the_paper_s_tables_have_their_sizes():
     sizes = {op: len(grok.equations(op)[0]) for op in grok.OPS}
-    assert sizes.pop("x_div_y") == 9312
-    assert [sizes.pop(op) for op in ("s5_xy", "s5_xyxinv", "s5_xyx")] == [14400] * 3
+    assert sizes.pop("x_div_y") == 9312 and [sizes.pop(op) for op in ("s5_xy", "s5_xyxinv", "s5_xyx")] == [14400] * 3
     assert len(sizes) == 10 and set(sizes.values()) == {9409}
 
 @pytest.mark.parametrize("op", PLAIN)
@@ -65,8 +64,7 @@ def test_modular_tables_equal_plain_python(op):
     for p in (2, 3, 5, 13, 97) + (() if grok.OPS[op].prime else (4, 12)):
         start = 1 if op == "x_div_y" else 0
         expected = [(x, y, PLAIN[op](x, y, p)) for x in range(p) for y in range(start, p)]
-        assert sorted(zip(*(a.tolist() for a in grok.equations(op, p)))) == expected
-        assert all(a.dtype == np.int64 for a in grok.equations(op, p))
+        assert sorted(zip(*(a.tolist() for a in grok.equations(op, p)))) == expected and all(a.dtype == np.int64 for a in grok.equations(op, p))
 
 def test_s5_tables_compose_tuples():
     after = lambda x, y: tuple(y[i] for i in x)  # x first, then y
@@ -150,8 +148,7 @@ def test_the_defaults_are_the_paper_s_and_the_fast_recipe_differs_from_them(caps
 def test_split_has_its_size_and_follows_the_seed():
     for op, frac in ("x_div_y", 0.3), ("x_plus_y", 0.5), ("s5_xy", 0.01):
         x, y, labels, mask = grok.split(settings(op=op, p=97, frac=frac))
-        assert mask.sum() == round(frac * len(x))
-        assert all(np.array_equal(a, b) for a, b in zip((x, y, labels), grok.equations(op)))
+        assert mask.sum() == round(frac * len(x)) and all(np.array_equal(a, b) for a, b in zip((x, y, labels), grok.equations(op)))
     chosen = lambda seed: grok.split(settings(seed=seed))[3].tolist()
     assert chosen(3) == chosen(3) != chosen(4)
 
@@ -176,8 +173,7 @@ def test_batches_are_full_and_cut_an_endless_stream_of_epochs():
     epochs = stream.reshape(10, 10)
     assert (np.sort(epochs) == rows).all() and len({tuple(e) for e in epochs}) > 5
     parts = [grok.batches(0, rows, 4, a, b) for a, b in ((0, 1), (1, 8), (8, 25))]
-    assert np.array_equal(np.concatenate(parts).ravel(), stream)
-    assert not np.array_equal(grok.batches(1, rows, 4, 0, 25).ravel(), stream)
+    assert np.array_equal(np.concatenate(parts).ravel(), stream) and not np.array_equal(grok.batches(1, rows, 4, 0, 25).ravel(), stream)
 
 @pytest.mark.parametrize("size, part, frac, expected", [(512, 0.5, 0.5, 30), (16, 0.5, 0.5, 16), (0, 0.5, 0.5, 60), (512, 0.5, 0.11, 7), (512, 0.2, 0.5, 12)])
 def test_a_batch_is_at_most_a_part_of_the_training_set_rounded_up(size, part, frac, expected):
@@ -281,8 +277,7 @@ def test_initial_weights_are_pytorch_s_times_the_scales():
             torch.testing.assert_close(two, 2 * one)
             torch.testing.assert_close(three, two * (0.25 if name == "embed" else 1))
 
-def key(row):
-    return [row[name] for name in ("op", "seed", "frac", "lr", "weight_decay", "dropout", "step")]
+key = lambda row: [row[name] for name in ("op", "seed", "frac", "lr", "weight_decay", "dropout", "step")]
 
 def test_a_run_in_a_stack_has_the_losses_it_has_alone():
     sweep = dict(p=31, width=32, batch_size=128, steps=10, eval_every=1, op=["x_plus_y", "x_minus_y"], seed=[0, 1],
@@ -464,11 +459,10 @@ def test_stacks_hold_one_shape_and_no_more_than_asked():
     runs = [grok.Run(c, "") for c in Config.grid(op=["x_plus_y", "x_mul_y", "s5_xy"], seed=range(5), stack=4)]
     groups = list(grok.stacks(runs, torch.device("cpu")))
     assert sorted(map(len, groups)) == [1, 2, 4, 4, 4]
-    assert all(len({(c.sizes(), c.steps) for c in (run.config for run in group)}) == 1 for group in groups)
-    assert sorted(id(run) for group in groups for run in group) == sorted(map(id, runs))
-    for name, value in dict(layers=3, beta1=0.5, eval_every=7, frac=0.3).items():
+    assert all(len({(c.sizes(), c.steps) for c in (run.config for run in group)}) == 1 for group in groups) and sorted(id(run) for group in groups for run in group) == sorted(map(id, runs))
+    for name, value in dict(layers=3, beta1=0.5, eval_every=7, frac=0.3, decay_to="init").items():
         two = [grok.Run(settings(), ""), grok.Run(settings(**{name: value}), "")]
-        assert len(list(grok.stacks(two, torch.device("cpu")))) == (1 if name == "frac" else 2), name
+        assert len(list(grok.stacks(two, torch.device("cpu")))) == (1 if name in ("frac", "decay_to") else 2), name
 
 def test_quiet_prints_nothing_and_a_pipe_gets_no_flood(capsys):
     train()
@@ -820,6 +814,12 @@ def test_a_study_s_control_equals_plain_training_and_reads_its_folders(tmp_path)
     usual = grok.train(Inertia(**TINY), quiet=True, method=Heavy, out=tmp_path / "usual")
     again = grok.read(tmp_path / "usual")[0]                # its setting has its default: anybody reads it
     assert again.config == settings() and torch.equal(again.state["W"], usual[0].state["W"])
+
+def test_a_study_s_text_may_change_the_model():
+    model = lambda self: vars(made := Config.model(self)).update(activation=getattr(F, self.act)) or made
+    Acting = make_dataclass("Acting", [("act", str, grok.setting("relu", "", ("relu", "gelu")))], bases=(Config,), frozen=True, namespace=dict(model=model))
+    one, other = (grok.train(Acting(**TINY, act=act), quiet=True)[0] for act in ("relu", "gelu"))
+    assert rows(grok.train(Acting.grid(**TINY, act=["relu", "gelu"]), quiet=True)) == rows([one, other]) and one.log[-1]["val_loss"] != other.log[-1]["val_loss"]
 
 def test_a_tensor_that_has_no_row_for_each_run_is_refused():
     class Masked(grok.Stack):

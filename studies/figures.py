@@ -85,9 +85,10 @@ def read_runs(paths):
         if p != 97 and not settings["op"].startswith("s5"):
             settings["op"] += f" mod {p}"
         run = whole.setdefault((file, *settings.values()), (settings, []))
-        run[1].extend(rows)                      # a study that went on with it has a header of its own
+        run[1].extend(rows)                      # a study that went on has a header of its own
     for (_, *key), run in whole.items():
-        longest[tuple(key)] = max(longest.get(tuple(key), run), run, key=lambda run: run[1][-1]["step"])
+        key = tuple(key)
+        longest[key] = max(longest.get(key, run), run, key=lambda run: run[1][-1]["step"])
     return list(longest.values())
 
 def reached(rows, column="val_acc"):

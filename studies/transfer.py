@@ -19,7 +19,7 @@ import grok
 @dataclass(frozen=True)
 class Config(grok.Config):
     transfer: str = grok.setting("none", "run folder of small models, which has to stay, or none",
-                                 None, shared=True)
+                                 None)
     rank: int = grok.setting(0, "columns of A; 0 = as in --transfer, with none no A and B",
                              "[0, 65536]", shared=True)
 
