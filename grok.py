@@ -95,7 +95,7 @@ def equations(op, p=97):
 # --- 2. A run is a Config: one value for each setting. The command line is made of its fields. ----
 def setting(default, help, allowed, shared=None, fixed=True):
     """A field of Config: a number in the interval `allowed`, "(0, 1]", or a text of these choices,
-    None: any. `shared`: one value in a stack, usual for a text. `fixed`: --resume must keep it."""
+    None: any. `shared`: one value in a stack (a text's default). `fixed`: --resume must keep it."""
     shared = not isinstance(allowed, str) if shared is None else shared
     return field(default=default, metadata=locals())
 
@@ -123,7 +123,7 @@ class Config:
     eps: float = setting(1e-8, "AdamW's epsilon", "[0, inf)", shared=True)
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
     decay_to: str = setting("origin", "what decay pulls to: origin, init, or identity (LayerNorm's "
-                            "scales to 1, all else to 0)", ("origin", "init", "identity"), False)
+        "scales to 1, all else to 0)", ("origin", "init", "identity"), shared=False)
     weight_noise: float = setting(0.0, "σ of noise on the weights in training", "[0, inf)")
     update_noise: float = setting(0.0, "σ of noise on each update, in units of lr", "[0, inf)")
     grad_clip: float = setting(0.0, "greatest norm of a run's gradient; 0 = off", "[0, inf)")
@@ -142,7 +142,7 @@ class Config:
         prime = all(c.p % d for d in range(2, math.isqrt(c.p) + 1))
         refuse(OPS[c.op].prime and not prime, f"--p {c.p}: {c.op} needs a prime modulus")
         refuse(c.width % c.heads, f"--heads {c.heads}: must divide --width {c.width}")
-        refuse(not 0 < n_train < N, f"--frac {c.frac}: is {n_train} of {N} equations, not a part")
+        refuse(not 0 < n_train < N, f"--frac {c.frac}: must be some of {N} equations, is {n_train}")
         refuse(c.outliers > n_train, f"--outliers {c.outliers}: only {n_train} training answers")
 
     @classmethod
@@ -357,8 +357,8 @@ class Stack:
         tables = zip(("x", "y", "labels", "train"), zip(*map(split, configs)))
         columns = {name: torch.from_numpy(np.stack(table)) for name, table in tables}
         names = [f.name for f in fields(self.config) if f.type is not str]
-        refuse(taken := ", ".join({*dir(self), *columns, *self.state}.intersection(names)),
-               f"{flag(taken)}: a setting must not have the name of an attribute of Stack")
+        refuse(taken := sorted({*dir(self), *columns, *self.state, "anchor", "hit"} & {*names}),
+               f"{', '.join(map(flag, taken))}: is the name of a Stack's attribute; take another")
         columns |= {name: torch.tensor([[float(getattr(c, name))] for c in configs]).float()
                     for name in names}
         vars(self).update({name: t.to(device) for name, t in columns.items()})
@@ -565,12 +565,12 @@ def load(path, config):
 def read(path, config=Config, **settings):
     """The Runs of a folder that have these settings, with their weights. Raises UsageError."""
     return [run for run in load(path, config)[0]
-            if all(getattr(run.config, name) == value for name, value in settings.items())]
+            if all([getattr(run.config, name) == value for name, value in settings.items()])]
 
 def say(text, end="\n"):
     try:
-        getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")  # if it lacks "▁"
-        print(text, end=end, flush=True)
+        letters = getattr(sys.stdout, "encoding", None) or "utf-8"  # may lack the summary's "▁"
+        print(text.encode(letters, "replace").decode(letters), end=end, flush=True)
     except OSError:                              # nobody can read it any more; training goes on
         sys.stdout = open(os.devnull, "w")
 
@@ -767,8 +767,6 @@ def command(given, config, method):
 def main(argv=None, config=Config, method=Stack):
     """The command line; returns the exit status. A study gives its own Config and Stack."""
     def stop(number, frame):
-        for again in signal.SIGINT, signal.SIGTERM:          # another one changes nothing
-            signal.signal(again, lambda *_: None)
         raise KeyboardInterrupt(number)
     before = [(n, signal.signal(n, stop)) for n in (signal.SIGINT, signal.SIGTERM)]
     cli, given = parser(config), {}              # its errors in one line; its help by say()
@@ -786,6 +784,8 @@ def main(argv=None, config=Config, method=Stack):
         print(f"grok.py: {what}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
+        for number, _ in before:                 # torchrun sends one more; it changes nothing
+            signal.signal(number, lambda *_: None)
         start = f"torchrun --nproc-per-node {ranks()[1]}" if ranks()[1] > 1 else "python"
         again = shlex.join([sys.argv[0], "--resume", given.get("resume", "DIR")])
         print(f"\ngrok.py: stopped; go on with: {start} {again}", file=sys.stderr)

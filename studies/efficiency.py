@@ -22,7 +22,7 @@ import grok
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    go_on: str = grok.setting("none", "run folder of the run to go on from, or none", None, False)
+    go_on: str = grok.setting("none", "run folder to go on from, or none", None, shared=False)
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,7 +6,8 @@
 
 A run is told by its settings, the columns of metrics.csv before `step` and after `seconds`; of two
 equal runs the longer one counts. A setting that a file has no column for has its default there, or
-0 if only a study knows it. Numbers are medians over seeds, with the least and the greatest.
+0 if only a study knows it, unless the study goes on with the run. Numbers are medians over seeds,
+with the least and the greatest.
 """
 import argparse
 import csv
@@ -63,8 +64,13 @@ def read_table(file):
             settings = {k: cell(k, v) for k, v in pairs[:step] + pairs[seconds + 1:]}
             row = {k: number(v) if k in ("step", *ACCURACIES) else float(v)
                    for k, v in pairs[step:seconds + 1]}
-            runs.setdefault(tuple(settings.items()), (settings, []))[1].append(row)
-    return list(runs.values())
+            key = tuple(settings.items())
+            if key not in runs:                  # a study that goes on with a run adds its columns
+                begun = [k for k, (part, rows) in runs.items()
+                         if part.items() < settings.items() and rows[-1]["step"] < row["step"]]
+                runs[key] = settings, runs[begun[0]][1] if begun else []
+            runs[key][1].append(row)
+    return list({id(rows): (settings, rows) for settings, rows in runs.values()}.values())
 
 def read_runs(paths):
     """The runs recorded in and below some folders, with the same settings. Raises UsageError."""
@@ -73,21 +79,18 @@ def read_runs(paths):
         refuse(not path.is_dir(), f"{path}: is not a folder")
         for file in sorted(path.rglob("metrics.csv")):
             try:
-                found += [(file, *run) for run in read_table(file)]
+                found += read_table(file)
             except (KeyError, TypeError, ValueError, csv.Error):
                 refuse(True, f"{file}: is damaged or not of grok.py; leave it out")
     refuse(not found, f"{' '.join(map(str, paths))}: no metrics.csv there has a run in it")
-    names = dict.fromkeys(name for _, settings, _ in found for name in settings)
-    usual, whole, longest = usual_settings(), {}, {}
-    for file, settings, rows in found:
+    names = dict.fromkeys(name for settings, _ in found for name in settings)
+    usual, longest = usual_settings(), {}
+    for settings, rows in found:
         settings = {name: settings.get(name, usual.get(name, 0)) for name in names}
         p = settings.pop("p")
         if p != 97 and not settings["op"].startswith("s5"):
             settings["op"] += f" mod {p}"
-        run = whole.setdefault((file, *settings.values()), (settings, []))
-        run[1].extend(rows)                      # a study that went on has a header of its own
-    for (_, *key), run in whole.items():
-        key = tuple(key)
+        run, key = (settings, rows), tuple(settings.values())
         longest[key] = max(longest.get(key, run), run, key=lambda run: run[1][-1]["step"])
     return list(longest.values())
 
@@ -96,7 +99,7 @@ def reached(rows, column="val_acc"):
     return next((row["step"] for row in rows if row[column] >= 0.99), math.inf)
 
 def best(rows, column="val_acc"):
-    return max(row[column] for row in rows)
+    return max(row[column] for row in rows if column in row)
 
 def last(rows, column="val_acc"):
     return rows[-1][column]

@@ -19,7 +19,7 @@ import torch
 @dataclass(frozen=True)
 class Config(grok.Config):
     optimizer: str = grok.setting("adamw", "adamw (the control), muon, sgd or columns",
-                                  ("adamw", "muon", "sgd", "columns"), False)
+                                  ("adamw", "muon", "sgd", "columns"), shared=False)
     lr_ratio: float = grok.setting(1.0, "factor on lr where AdamW is not at work", "(0, inf)")
     mlp: int = grok.setting(0, "1: EGD's net less biases, one-hot x and y", "[0, 1]", shared=True)
 

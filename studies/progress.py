@@ -25,7 +25,7 @@ PRODUCTS, NAMES = ["x_mul_y", "x_div_y"], "embed_gini restricted_loss excluded_l
 @dataclass(frozen=True)
 class Config(grok.Config):
     keys: int = grok.setting(5, "key frequencies", "[1, inf)")
-    keys_of: str = grok.setting("none", "run folder whose weights name them, or none", None, False)
+    keys_of: str = grok.setting("none", "run folder whose weights name them", None, shared=False)
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,8 +19,10 @@ import torch
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    loss: str = grok.setting("softmax", "shares the loss takes", ("softmax", "stablemax"), False)
-    loss_dtype: str = grok.setting("float32", "the loss's precision", ("float32", "float64"), False)
+    loss: str = grok.setting("softmax", "shares the loss takes", ("softmax", "stablemax"),
+                             shared=False)
+    loss_dtype: str = grok.setting("float32", "precision of the loss", ("float32", "float64"),
+                                   shared=False)
     orthograd: int = grok.setting(0, "1: gradients orthogonal to the weights", "[0, 1]")
 
     def __post_init__(self):

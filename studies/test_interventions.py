@@ -102,12 +102,13 @@ def test_by_default_a_study_is_plain_training_and_on_it_changes_that_and_resumes
         assert all(torch.equal(run.state[name], other.state[name]) for name in run.state)
 
 
-def test_a_study_goes_on_with_a_plain_folder_under_a_header_of_its_own(tmp_path):
+def test_a_study_goes_on_with_a_plain_folder_under_a_header_of_its_own_and_it_is_one_run(tmp_path):
     grok.train(Config(**TINY), out=tmp_path, quiet=True)
     grok.train(stability.Config(**TINY | dict(steps=50)), out=tmp_path, quiet=True, method=stability.Stability)
     grok.train(Config(**TINY | dict(steps=70)), out=tmp_path, quiet=True)
-    rows = [row for _, part in figures.read_table(tmp_path / "metrics.csv") for row in part]  # each with its own header
-    assert [row["step"] for row in rows] == [1, 2, 5, 10, 20, 30, 60, 70, 40, 50] and ["collapse" in row for row in rows] == [False] * 8 + [True] * 2
+    (settings, rows), = figures.read_table(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 5, 10, 20, 30, 40, 50, 60, 70] and settings["loss"] == "softmax"
+    assert ["collapse" in row for row in rows] == [False] * 6 + [True] * 2 + [False] * 2
 
 
 # --- grokfast.py ----------------------------------------------------------------------------------

@@ -160,10 +160,18 @@ def test_a_study_s_columns_are_settings_and_absent_ones_are_off(tmp_path):
     assert sorted((settings["boost"], rows[-1]["step"]) for settings, rows in runs) == [(0, 20), (2, 10)]  # the longer control
     (_, rows), = figures.read_runs([tmp_path / "odd"])
     assert rows[0]["measured"] == 7
-    later = made(tmp_path / "later", (dict(boost=0.0), {30: (1, 0.7), 40: (1, 0.8)}), columns=[*COLUMNS, "boost"]) / "metrics.csv"
-    later.write_text((tmp_path / "plain" / "metrics.csv").read_text() + later.read_text())  # a study went on with a plain run
-    (settings, rows), = figures.read_runs([tmp_path / "later", tmp_path / "plain"])
-    assert settings["boost"] == 0 and [row["step"] for row in rows] == [1, 10, 30, 40]
+
+
+def test_a_run_that_a_study_went_on_with_is_one_run(tmp_path):
+    plain = (made(tmp_path / "plain", ({}, {1: (0, 0), 10: (1, 0.5)})) / "metrics.csv").read_text()
+    measures = [*COLUMNS[:16], "measured", *COLUMNS[16:]]
+    for name, first, columns in ("later", 30, [*COLUMNS, "boost"]), ("beside", 5, [*COLUMNS, "boost"]), ("more", 30, [*measures, "boost"]):
+        file = made(tmp_path / name, (dict(boost=0.9), {first: (1, 0.7), 40: (1, 0.8)}), columns=columns) / "metrics.csv"
+        file.write_text(plain + file.read_text().replace(",,", ",7,"))
+    (settings, rows), = figures.read_runs([tmp_path / "later"])
+    assert settings["boost"] == 0.9 and [row["step"] for row in rows] == [1, 10, 30, 40]
+    assert [(settings["boost"], rows[-1]["step"]) for settings, rows in figures.read_runs([tmp_path / "beside"])] == [(0, 10), (0.9, 40)]
+    assert figures.main([str(tmp_path / "more"), "--table"]) == 0
 
 
 def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsys):

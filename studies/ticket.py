@@ -22,10 +22,10 @@ import torch
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    ticket: str = grok.setting("none", "run folder whose large weights are kept", None, False)
+    ticket: str = grok.setting("none", "folder whose large weights are kept", None, shared=False)
     kept: float = grok.setting(0.4, "share of the weights of matrices to keep", "(0, 1]")
     control: str = grok.setting("magnitude", "which weights are kept; norm: all",
-                                ("magnitude", "random", "norm"), False)
+                                ("magnitude", "random", "norm"), shared=False)
 
     def __post_init__(self):
         super().__post_init__()
