@@ -565,7 +565,7 @@ def load(path, config):
 def read(path, config=Config, **settings):
     """The Runs of a folder that have these settings, with their weights. Raises UsageError."""
     return [run for run in load(path, config)[0]
-            if all([getattr(run.config, name) == value for name, value in settings.items()])]
+            if {name: getattr(run.config, name) for name in settings} == settings]
 
 def say(text, end="\n"):
     try:

@@ -937,13 +937,13 @@ def test_where_nobody_reads_the_run_goes_on(tmp_path, shell):
         assert done.stderr == ""
 
 def test_a_library_s_summary_is_printed_where_its_letters_are_unknown():
-    code, env = f"import grok; grok.train(grok.Config(**{TINY}))", os.environ | {"PYTHONIOENCODING": "ascii"}
+    code, env = f"import grok, sys; grok.train(grok.Config(**{TINY})); assert sys.stdout.errors == 'strict'", os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "") and "x_plus_y, seed 0" in done.stdout.splitlines()[-2]
 
 def test_training_leaves_the_process_as_it_was(tmp_path):
     state = lambda: (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), signal.getsignal(signal.SIGINT),
-                     signal.getsignal(signal.SIGTERM), torch.get_num_threads(), os.getcwd(), dict(os.environ), sys.stdout.errors)
+                     signal.getsignal(signal.SIGTERM), torch.get_num_threads(), os.getcwd(), dict(os.environ))
     torch.set_default_dtype(torch.float64)
     try:
         before = state()
