@@ -13,12 +13,12 @@ The controls are --go-on none, from scratch, and the --frac of the run in DIR.
     python studies/efficiency.py --recipe fast --go-on none runs/whole --frac 0.1 0.2 0.3 0.5 \
         --seed 0 1 2 --until 0 --steps 2000
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
@@ -36,11 +36,14 @@ class Config(grok.Config):
         same = {name: getattr(self, name) for name in names}
         runs = [run for run in grok.read(self.go_on, **same) if run.state]
         said = ", ".join(f"{grok.flag(name)} {value}" for name, value in same.items())
-        grok.refuse(len(runs) != 1, f"--go-on {self.go_on}: must hold one trained run with {said}; "
-                    f"it holds {len(runs)}")
+        grok.refuse(
+            len(runs) != 1,
+            f"--go-on {self.go_on}: must hold one trained run with {said}; it holds {len(runs)}",
+        )
         most = runs[0].config.frac
         grok.refuse(self.frac > most, f"--frac {self.frac}: must be at most {most}, as in --go-on")
         return runs[0]
+
 
 class Efficiency(grok.Stack):
     def initial(self):
@@ -52,10 +55,12 @@ class Efficiency(grok.Stack):
 
     def measure(self):
         columns = super().measure()
-        norms = self.over_table(lambda logits, labels: logits.norm(dim=2))   # (R, N)
-        logit_norm = (norms * self.train).sum(1) / self.train.sum(1)         # (R,)
-        return columns | dict(logit_norm=logit_norm,
-                              logit_norm_per_weight_norm=logit_norm / columns["weight_norm"])
+        norms = self.over_table(lambda logits, labels: logits.norm(dim=2))  # (R, N)
+        logit_norm = (norms * self.train).sum(1) / self.train.sum(1)  # (R,)
+        return columns | dict(
+            logit_norm=logit_norm, logit_norm_per_weight_norm=logit_norm / columns["weight_norm"]
+        )
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Efficiency))

@@ -9,13 +9,13 @@ first. route_consistency: mean cosine of successive layers' sums of router colum
 
     python studies/experts.py --recipe fast --layers 2 --experts 1 4 --seed 0 1 2
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
@@ -25,8 +25,10 @@ class Config(grok.Config):
     def model(self):
         return Experts(self) if self.experts > 1 else super().model()
 
+
 class Experts(grok.Transformer):
     """A Transformer whose `up` has the router's columns first: (D, experts + hidden units)."""
+
     def __init__(self, c):  # a Config
         super().__init__(c.sizes()[0], c.layers, c.width, c.heads, c.position_scale)
         self.experts, self.top_k = c.experts, min(c.top_k, c.experts)
@@ -38,10 +40,11 @@ class Experts(grok.Transformer):
 
     def mixture(self, h):
         """(R, M, T, hidden) of h (R, M, T, experts + hidden), in place of a ReLU."""
-        shares, hidden = h[..., :self.experts].softmax(3), h[..., self.experts:].relu()
+        shares, hidden = h[..., : self.experts].softmax(3), h[..., self.experts :].relu()
         shares = shares * (shares >= shares.topk(self.top_k).values[..., -1:])
-        self.seen += [] if h.requires_grad else [shares[:, :, -1]]           # (R, M, experts)
+        self.seen += [] if h.requires_grad else [shares[:, :, -1]]  # (R, M, experts)
         return (hidden.unflatten(3, (self.experts, -1)) * shares.unsqueeze(4)).flatten(3)
+
 
 def edit_distance(a, b):
     """Levenshtein's, of sequences a and b (N, L) of symbols: (N,)."""
@@ -53,6 +56,7 @@ def edit_distance(a, b):
         above = row
     return above[-1].float()
 
+
 class Routing(grok.Stack):
     def measure(self):
         model, L, self.model.seen = self.model, self.model.layers, []
@@ -60,7 +64,7 @@ class Routing(grok.Stack):
         if E == 1:
             return columns
         # Of each chunk of the table a layer sees "x ∘" and then "y =", the last one "=" alone.
-        seen = [model.seen[min(2 * i + 1, 2 * L - 2)::2 * L - 1] for i in range(L)]
+        seen = [model.seen[min(2 * i + 1, 2 * L - 2) :: 2 * L - 1] for i in range(L)]
         seen, weights = [torch.cat(s, 1).cpu() for s in seen], model.weights(self.W.cpu())
         for i, m in enumerate(self.train.cpu()):
             rows = grok.rng(self.runs[i].config.seed, "noise", 0, 2).permutation(m.nonzero()[:, 0])
@@ -69,12 +73,19 @@ class Routing(grok.Stack):
             cosines = [torch.cosine_similarity(*two).mean() for two in zip(towards, towards[1:])]
             path = torch.cat([s.topk(model.top_k).indices for s in shares], 1)
             load = [s.argmax(1).bincount().max() / len(rows) for s in shares]
-            by_z = z.argsort(stable=True)            # beside each another with its answer
+            by_z = z.argsort(stable=True)  # beside each another with its answer
             same = edit_distance(path[by_z], path[by_z.roll(1)])[z[by_z] == z[by_z.roll(1)]]
-            found.append([edit_distance(path, path.roll(1, 0)).mean(), same.mean(), sum(load) / L,
-                          sum(cosines) / max(1, L - 1)])
+            found.append(
+                [
+                    edit_distance(path, path.roll(1, 0)).mean(),
+                    same.mean(),
+                    sum(load) / L,
+                    sum(cosines) / max(1, L - 1),
+                ]
+            )
         names = "distance", "distance_z", "load", "consistency"
         return columns | {f"route_{n}": torch.tensor(c) for n, c in zip(names, zip(*found))}
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Routing))

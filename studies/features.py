@@ -11,29 +11,33 @@ control is 1.
 
     python studies/features.py --recipe fast --frac 0.3 --output-scale 0.25 1 4 --seed 0 1 2
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
 import torch.nn.functional as F
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
     output_scale: float = grok.setting(1.0, "factor on the logits in the loss", "(0, inf)")
 
+
 class Headless(grok.Transformer):
     """Its logits (R, B, D) are the features."""
+
     def weights(self, W):
         one = torch.eye(self.shapes["head"][0], device=W.device)
         return super().weights(W) | {"head": one.expand(len(W), -1, -1)}
+
 
 def strength(H, Y):
     """Centred kernel alignment of H (n, D) and Y (n, V)."""
     H, Y = H - H.mean(0), Y - Y.mean(0)
     return (H.T @ Y).square().sum() / ((H.T @ H).norm() * (Y.T @ Y).norm()).clamp(min=1e-30)
+
 
 def readout(H, Y, others):
     """What ridge regression from H (n, D) to Y (n, V) says of `others` (m, D): (m, V)."""
@@ -42,6 +46,7 @@ def readout(H, Y, others):
     ridge = 1e-4 * H.square().mean() * len(H) + 1e-30
     inverse = torch.linalg.inv(H.T @ H + ridge * torch.eye(H.shape[1]))
     return (others - mean) @ (inverse @ (H.T @ (Y - centre))) + centre
+
 
 class Features(grok.Stack):
     def losses(self, logits, labels):
@@ -59,11 +64,12 @@ class Features(grok.Stack):
         columns, values = super().measure(), []
         tables = (table.cpu() for table in (self.features(), self.labels, self.train))
         for h, labels, train in zip(*tables):
-            h = h.double().nan_to_num(0, 0, 0)               # of a run that diverged
+            h = h.double().nan_to_num(0, 0, 0)  # of a run that diverged
             Y = F.one_hot(labels[train], self.model.n).double()
             hits = readout(h[train], Y, h[~train]).argmax(1) == labels[~train]
             values.append(torch.stack([strength(h[train], Y), hits.double().mean()]))
         return columns | dict(zip(("strength", "quality"), torch.stack(values, 1)))
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Features))

@@ -9,6 +9,7 @@ equal runs the longer one counts. A setting that a file has no column for has it
 0 if only a study knows it, unless the study goes on with the run. Numbers are medians over seeds,
 with the least and the greatest.
 """
+
 import argparse
 import csv
 import io
@@ -20,18 +21,28 @@ import sys
 import textwrap
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import grok
 import numpy as np
 
-COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe and Ito's
+COLOURS = [
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+]  # Okabe and Ito's
 ACCURACIES = "train_acc", "val_acc"
+
 
 def refuse(wrong, problem):
     if wrong:
         raise grok.UsageError(" ".join(str(problem).split()))
 
+
 # --- What the folders hold ------------------------------------------------------------------------
+
 
 def number(text):
     """A finite number of a cell, whole if it says so. Raises ValueError."""
@@ -39,6 +50,7 @@ def number(text):
     if not math.isfinite(value):
         raise ValueError(text)
     return int(text) if text.lstrip("-").isdecimal() else value
+
 
 def cell(name, text):
     """A setting as a number or, where it is none, a word. Raises ValueError."""
@@ -50,8 +62,10 @@ def cell(name, text):
             raise
         return text
 
+
 def usual_settings():
-    return grok.Config().columns()
+    return grok.Config().fixed()
+
 
 def read_table(file):
     """The runs of one metrics.csv, or of several in one: [(settings, rows)], two kinds of dicts."""
@@ -61,16 +75,22 @@ def read_table(file):
             header, step, seconds = line, line.index("step"), line.index("seconds")
         elif line:
             pairs = list(zip(header, line, strict=True))
-            settings = {k: cell(k, v) for k, v in pairs[:step] + pairs[seconds + 1:]}
-            row = {k: number(v) if k in ("step", *ACCURACIES) else float(v)
-                   for k, v in pairs[step:seconds + 1]}
+            settings = {k: cell(k, v) for k, v in pairs[:step] + pairs[seconds + 1 :]}
+            row = {
+                k: number(v) if k in ("step", *ACCURACIES) else float(v)
+                for k, v in pairs[step : seconds + 1]
+            }
             key = tuple(settings.items())
-            if key not in runs:                  # a study that goes on with a run adds its columns
-                begun = [k for k, (part, rows) in runs.items()
-                         if part.items() < settings.items() and rows[-1]["step"] < row["step"]]
+            if key not in runs:  # a study that goes on with a run adds its columns
+                begun = [
+                    k
+                    for k, (part, rows) in runs.items()
+                    if part.items() < settings.items() and rows[-1]["step"] < row["step"]
+                ]
                 runs[key] = settings, runs[begun[0]][1] if begun else []
             runs[key][1].append(row)
     return list({id(rows): (settings, rows) for settings, rows in runs.values()}.values())
+
 
 def read_runs(paths):
     """The runs recorded in and below some folders, with the same settings. Raises UsageError."""
@@ -94,64 +114,88 @@ def read_runs(paths):
         longest[key] = max(longest.get(key, run), run, key=lambda run: run[1][-1]["step"])
     return list(longest.values())
 
+
 def reached(rows, column="val_acc"):
     """The first evaluated update with 99 % accuracy; infinity if there is none."""
     return next((row["step"] for row in rows if row[column] >= 0.99), math.inf)
 
+
 def best(rows, column="val_acc"):
     return max(row[column] for row in rows if column in row)
+
 
 def last(rows, column="val_acc"):
     return rows[-1][column]
 
+
 def grouped(runs, *apart):
     """The runs by their settings, but for seed and `apart`: (title, groups), what is common to them
     and a dict from what tells a group from most others, with its number of runs, to its runs."""
+
     def said(settings, names):
         values = [f"{v:g}" if isinstance(v := settings[name], float) else str(v) for name in names]
         return ", ".join(map(" ".join, zip(names, values))).removeprefix("op ")
 
     def told(settings):
-        return [name for name in varied
-                if name == "op" or len(varied) == 1 or settings[name] != usual[name]]
+        return [
+            name
+            for name in varied
+            if name == "op" or len(varied) == 1 or settings[name] != usual[name]
+        ]
 
     names = [name for name in runs[0][0] if name not in ("seed", *apart)]
     usual = {name: statistics.mode(settings[name] for settings, _ in runs) for name in names}
     varied = [name for name in names if any(s[name] != usual[name] for s, _ in runs)]
     paper = usual_settings()
     recipes = {"the paper's settings": paper, "the fast recipe's": paper | grok.FAST}
-    common = {recipe: [name for name in names if name not in varied and
-                       (name in ("op", "frac") or usual[name] != settings.get(name))]
-              for recipe, settings in recipes.items()}
+    common = {
+        recipe: [
+            name
+            for name in names
+            if name not in varied and (name in ("op", "frac") or usual[name] != settings.get(name))
+        ]
+        for recipe, settings in recipes.items()
+    }
     recipe = min(common, key=lambda recipe: len(common[recipe]))
     title = said(usual, common[recipe])
     title = textwrap.fill(f"{title}, else {recipe}" if title else recipe, 140)
     if len(varied) > 1:
         base = said(usual, [name for name in varied if name != "op"])
         title += "\n" + textwrap.fill(f"baseline: {base}", 140)
-    order = lambda run: (len(told(run[0])), [(isinstance(v := run[0][name], str), v)
-                                             for name in varied])
+    order = lambda run: (
+        len(told(run[0])),
+        [(isinstance(v := run[0][name], str), v) for name in varied],
+    )
     groups = {}
     for settings, rows in sorted(runs, key=order):
         groups.setdefault(said(settings, told(settings)) or "baseline", []).append((settings, rows))
     return title, {f"{label} ({len(group)})": group for label, group in groups.items()}
 
+
 def swept(runs):
     """The numeric settings worth an axis: three values or more; of fraction and outliers, two."""
     values = {name: {settings[name] for settings, _ in runs} for name in runs[0][0]}
-    return [name for name, several in values.items() if name != "seed"
-            and len(several) > 1 + (name not in ("frac", "outliers"))
-            and not any(isinstance(value, str) for value in several)]
+    return [
+        name
+        for name, several in values.items()
+        if name != "seed"
+        and len(several) > 1 + (name not in ("frac", "outliers"))
+        and not any(isinstance(value, str) for value in several)
+    ]
+
 
 # --- Pictures -------------------------------------------------------------------------------------
+
 
 def look(i):
     """Colour and marker of group number i."""
     return COLOURS[i % len(COLOURS)], "os^Dvp*"[i // len(COLOURS) % 7]
 
+
 def canvas(title, groups=(), height=3.8, panels=2):
     """A matplotlib Figure and its axes in rows of two, with a legend of the groups if several."""
     from matplotlib.figure import Figure
+
     rows = math.ceil(len(groups) / 2) if len(groups) > 1 else 0
     down = math.ceil(panels / 2)
     figure = Figure((10, height * down + 0.2 * rows), layout="constrained")  # inches
@@ -166,6 +210,7 @@ def canvas(title, groups=(), height=3.8, panels=2):
         figure.legend(loc="outside lower center", fontsize=7, ncols=2)
     return figure, axes
 
+
 def band(group, column):
     """Median, least and greatest value of a column over the runs of a group, as arrays, at every
     update at which one was evaluated: (steps, median, low, high). A run that has ended keeps its
@@ -176,8 +221,12 @@ def band(group, column):
         values.append(np.array([row[column] for row in rows])[known.clip(0)])
     return np.array(steps), np.median(values, 0), np.min(values, 0), np.max(values, 0)
 
-PANELS = {"accuracy": {"train_acc": "--", "val_acc": "-"},
-          "loss (nats)": {"train_loss": "--", "val_loss": "-"}}
+
+PANELS = {
+    "accuracy": {"train_acc": "--", "val_acc": "-"},
+    "loss (nats)": {"train_loss": "--", "val_loss": "-"},
+}
+
 
 def curves(runs, columns=()):
     """Accuracy and loss, or these columns, over updates: each group of runs by its median over
@@ -192,9 +241,15 @@ def curves(runs, columns=()):
             steps, median, low, high = band(group, column)
             a.plot(steps, median, marker + lines[column], color=colour, lw=1.3, ms=3, markevery=0.1)
             a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-        a.set(xscale="log", xlabel="updates", ylabel=name, visible=bool(lines),
-              yscale="log" if "loss" in name else "linear")
+        a.set(
+            xscale="log",
+            xlabel="updates",
+            ylabel=name,
+            visible=bool(lines),
+            yscale="log" if "loss" in name else "linear",
+        )
     return figure
+
 
 def medians(each, value):
     """Median, least and greatest value(rows) at each place of runs [(place, rows)]: arrays (place,
@@ -206,23 +261,27 @@ def medians(each, value):
             points.append((place, median, min(values), max(v for v in values if v < math.inf)))
     return np.array(points, dtype=float).reshape(-1, 4).T
 
+
 def growth(fracs, updates):
     """How much more updates each 1 % of the table less costs, between neighbouring fractions: 0.45
     is 45 % more."""
     return (np.array(updates[:-1]) / updates[1:]) ** (0.01 / np.diff(fracs)) - 1
+
 
 def against(runs, setting=None):
     """Updates to 99 % and accuracy against a numeric setting or, without one, for each group of
     runs. Medians over seeds, the range and each run; one that never got there is a cross at its
     last update. Accuracies are the best ones or, against outliers, the last."""
     title, groups = grouped(runs, *([setting] if setting else []))
-    lines = {}                                               # {label: [(place, rows) of a run]}
+    lines = {}  # {label: [(place, rows) of a run]}
     for i, (label, group) in enumerate(groups.items()):
         for settings, rows in group:
             line, place = (label, settings[setting]) if setting else ("", i)
             lines.setdefault(line, []).append((place, rows))
-    title += ("\nfilled: validation, hollow: training; small: each run; × and +: not in so many "
-              f"updates; n = {len(runs)}")
+    title += (
+        "\nfilled: validation, hollow: training; small: each run; × and +: not in so many "
+        f"updates; n = {len(runs)}"
+    )
     figure, axes = canvas(title, lines, 3.8 if setting else 1.6 + 0.22 * len(groups))
     accuracy = last if setting == "outliers" else best
     for i, each in enumerate(lines.values()):
@@ -236,6 +295,7 @@ def against(runs, setting=None):
         axes[0].set_xlabel("fraction of the table in training (+n %: updates per 1 % less)")
     return figure
 
+
 def draw_line(axes, each, looks, accuracy, across):
     """One line of `against`, of runs [(place, rows)]; `across`: places are on the y axis."""
     colour, marker = looks
@@ -245,13 +305,21 @@ def draw_line(axes, each, looks, accuracy, across):
         """Points, arrays (place, value) or (place, median, low, high)."""
         place, value, *ends = points
         spread = [value - ends[0], ends[1] - value] if ends else None
-        a.errorbar(**{names[0]: place, names[1]: value, f"{names[1]}err": spread}, fmt=style,
-                   capsize=2, color=colour, **more)
+        a.errorbar(
+            **{names[0]: place, names[1]: value, f"{names[1]}err": spread},
+            fmt=style,
+            capsize=2,
+            color=colour,
+            **more,
+        )
 
-    for column, line, fill, cross in (("train_acc", "--", "white", "+"),
-                                      ("val_acc", "-", colour, "x")):
-        when = np.array([(place, reached(rows, column), rows[-1]["step"])
-                         for place, rows in each]).T
+    for column, line, fill, cross in (
+        ("train_acc", "--", "white", "+"),
+        ("val_acc", "-", colour, "x"),
+    ):
+        when = np.array(
+            [(place, reached(rows, column), rows[-1]["step"]) for place, rows in each]
+        ).T
         there = when[1] < math.inf
         mark(axes[0], cross, when[::2, ~there], ms=7)
         mark(axes[0], marker, when[:2, there], mfc=fill, ms=2.5)
@@ -259,21 +327,29 @@ def draw_line(axes, each, looks, accuracy, across):
             points = medians(each, lambda rows: value(rows, column))
             mark(a, marker + line * (not across), points, mfc=fill, ms=4.5)
 
+
 def label_axes(axes, groups, setting, which):
     from matplotlib.ticker import EngFormatter, LogLocator
+
     value = "y" if setting else "x"
     axes[0].set(**{f"{value}scale": "log", f"{value}label": "updates to 99 %"})
-    getattr(axes[0], f"{value}axis").set(major_locator=LogLocator(subs=(1, 2, 5)),
-                                         minor_formatter="", major_formatter=EngFormatter(sep=""))
+    getattr(axes[0], f"{value}axis").set(
+        major_locator=LogLocator(subs=(1, 2, 5)),
+        minor_formatter="",
+        major_formatter=EngFormatter(sep=""),
+    )
     axes[1].set(**{f"{value}lim": (-0.03, 1.03), f"{value}label": f"{which} accuracy"})
-    said = dict(frac="fraction of the table in training",
-                outliers="training answers replaced by random ones")
+    said = dict(
+        frac="fraction of the table in training",
+        outliers="training answers replaced by random ones",
+    )
     for a, names in zip(axes, (groups, [""] * len(groups))):
         if setting:
             a.set_xlabel(said.get(setting, setting))
         else:
             a.set_yticks(range(len(groups)), names, fontsize=7)
             a.invert_yaxis()
+
 
 def figures(runs, columns=()):
     """The pictures that apply to some runs: yields (name, matplotlib Figure)."""
@@ -283,17 +359,26 @@ def figures(runs, columns=()):
     for name in [] if columns else swept(runs) or [None] * (len(grouped(runs)[1]) > 1):
         yield f"against-{name}" if name else "compare", against(runs, name)
 
+
 # --- Tables ---------------------------------------------------------------------------------------
 
-MEASURES = {"99 % of training": lambda rows: reached(rows, "train_acc"),
-            "99 % of validation": reached, "best accuracy": best, "last accuracy": last}
+MEASURES = {
+    "99 % of training": lambda rows: reached(rows, "train_acc"),
+    "99 % of validation": reached,
+    "best accuracy": best,
+    "last accuracy": last,
+}
+
 
 def spread(values):
     """Median (least–greatest) as text; updates as whole numbers, `never` for infinity."""
+
     def said(value):
         return "never" if value == math.inf else f"{value:,.0f}" if value > 1 else f"{value:.3f}"
+
     low, high = said(min(values)), said(max(values))
     return said(statistics.median(values)) + f" ({low}–{high})" * (low != high)
+
 
 def markdown(runs):
     """A Markdown table: a row for each group of runs that differ in their seed alone."""
@@ -308,6 +393,7 @@ def markdown(runs):
         cells = [spread([value(rows) for rows in each]) for value in MEASURES.values()]
         yield f"| {label.rpartition(' (')[0]} | {len(each)} | {there} | {' | '.join(cells)} |"
 
+
 def rows_of(runs):
     """A row of text for each run: its settings and what came of it; empty where it never did.
     then_val_acc is the validation accuracy when training reaches 99 %, low_val_acc the lowest more
@@ -317,13 +403,24 @@ def rows_of(runs):
         train, val = (reached(rows, column) for column in ACCURACIES)
         then = [row["val_acc"] for row in rows if row["step"] == train]
         after = [row["val_acc"] for row in rows if row["step"] > val + 200]
-        yield dict(settings, train_99="" if train == math.inf else train,
-                   val_99="" if val == math.inf else val, then_val_acc=min(then, default=""),
-                   best_val_acc=best(rows), low_val_acc=min(after, default=""),
-                   last_val_acc=last(rows), steps=rows[-1]["step"], seconds=rows[-1]["seconds"],
-                   **{f"{said}_{name}": which(rows, name) for name in rows[-1]
-                      if name not in ("step", "seconds", *ACCURACIES)
-                      for said, which in (("most", best), ("last", last))})
+        yield dict(
+            settings,
+            train_99="" if train == math.inf else train,
+            val_99="" if val == math.inf else val,
+            then_val_acc=min(then, default=""),
+            best_val_acc=best(rows),
+            low_val_acc=min(after, default=""),
+            last_val_acc=last(rows),
+            steps=rows[-1]["step"],
+            seconds=rows[-1]["seconds"],
+            **{
+                f"{said}_{name}": which(rows, name)
+                for name in rows[-1]
+                if name not in ("step", "seconds", *ACCURACIES)
+                for said, which in (("most", best), ("last", last))
+            },
+        )
+
 
 def write_file(path, data):
     """Puts bytes at `path` as a whole or not at all."""
@@ -331,6 +428,7 @@ def write_file(path, data):
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
 
 def draw(runs, folder, columns=()):
     """Writes every picture that applies into `folder`; yields the files. Raises UsageError."""
@@ -343,6 +441,7 @@ def draw(runs, folder, columns=()):
         write_file(folder / f"{name}.png", data.getvalue())
         yield folder / f"{name}.png"
 
+
 def write_rows(runs, file):
     rows, text = list(rows_of(runs)), io.StringIO()
     names = dict.fromkeys(name for row in rows for name in row)
@@ -351,9 +450,13 @@ def write_rows(runs, file):
     table.writerows(rows)
     write_file(file, text.getvalue().encode())
 
+
 def main(argv=None):
-    cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     cli.add_argument("folders", nargs="+", metavar="DIR")
     cli.add_argument("--out", metavar="DIR", help="where to write [the first DIR]")
     cli.add_argument("--columns", nargs="+", default=(), metavar="NAME", help="what to draw")
@@ -372,10 +475,13 @@ def main(argv=None):
         print("figures.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"figures.py: needs {error.name}: pip install -r studies/requirements.txt",
-              file=sys.stderr)
+        print(
+            f"figures.py: needs {error.name}: pip install -r studies/requirements.txt",
+            file=sys.stderr,
+        )
         return 2
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

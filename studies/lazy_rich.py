@@ -12,23 +12,26 @@ way to be lazy. Controls: --output-scale 1, also at the other learning rates; --
     python studies/lazy_rich.py --recipe fast --frac 0.3 --output-scale 0.25 1 4 --seed 0 1 2
     python studies/lazy_rich.py --recipe fast --frac 0.3 --weight-decay 0 --hold-norm 0 40 80
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    output_scale: float = grok.setting(1.0, "factor on the logits; the lr is divided by it",
-                                       "(0, inf)")
+    output_scale: float = grok.setting(
+        1.0, "factor on the logits; the lr is divided by it", "(0, inf)"
+    )
     centre: int = grok.setting(0, "1: the initial network's logits are subtracted", "[0, 1]")
     hold_norm: float = grok.setting(0.0, "norm to hold the weights at; 0 = off", "[0, inf)")
 
+
 class Scaled:
     """The model of a stack, with the logits α (f - f₀) of each run."""
+
     def __init__(self, stack):
         self.stack, self.model = stack, stack.model
 
@@ -36,20 +39,21 @@ class Scaled:
         return getattr(self.model, name)
 
     def __call__(self, W, x, y, drop=None):
-        s, logits = self.stack, self.model(W, x, y, drop)                    # (R, B, V)
+        s, logits = self.stack, self.model(W, x, y, drop)  # (R, B, V)
         if s.on("centre"):
             logits = logits - s.centre[..., None] * self.model(s.first, x, y)
         return logits * s.output_scale[..., None]
+
 
 class LazyRich(grok.Stack):
     def __init__(self, runs, device=torch.device("cpu")):
         super().__init__(runs, device)
         self.lr = self.lr / self.output_scale
-        self.first = self.initial().to(device)   # (R, P), of f₀
-        self.model = Scaled(self)                # in training and in evaluation
+        self.first = self.initial().to(device)  # (R, P), of f₀
+        self.model = Scaled(self)  # in training and in evaluation
 
     def held(self, W):
-        norm = self.hold_norm.to(W.device)                                   # (R, 1)
+        norm = self.hold_norm.to(W.device)  # (R, 1)
         return W * torch.where(norm > 0, norm / W.norm(dim=1, keepdim=True), 1)
 
     def initial(self):
@@ -58,6 +62,7 @@ class LazyRich(grok.Stack):
     def update(self, rows):
         super().update(rows)
         self.W = self.held(self.W)
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=LazyRich))

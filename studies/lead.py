@@ -16,26 +16,29 @@ auc     area under the ROC curve of "will generalise" by the column's value wher
 writes lead.csv, a row for each run that memorises and column, with the settings that differ within
 a folder, and a picture of each folder.
 """
+
 import argparse
 import csv
 import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import measures
 import numpy as np
+
 
 def first(values, least):
     """The index at which a series first is `least` or more, or None."""
     return next(iter(np.flatnonzero(values >= least)), None)
+
 
 def halfway(values):
     """The index at which a series first has gone half of the way from its first to its last, or
     None if there is no way to go."""
     way = values[-1] - values[0]
     return first((values - values[0]) / way, 0.5) if way and np.isfinite(way) else None
+
 
 def rows_of(runs):
     """A row, a dict, for each run that memorises and column; of runs [(settings, columns)]."""
@@ -50,29 +53,41 @@ def rows_of(runs):
         others = [columns[name][start:] for _, columns, start, end, _ in moments if end is None]
         wins = [(a > b[0]) + (a == b[0]) / 2 for a in yes for b in others]
         for settings, columns, start, end, later in moments:
-            ways = [columns[n][start:end + 1] for n in ("val_acc", name)] if later else []
+            ways = [columns[n][start : end + 1] for n in ("val_acc", name)] if later else []
             halves = [half for half in map(halfway, ways) if half is not None]
             lead, alarms = "", []
             if len(halves) == 2:
                 lead = float(np.subtract(*columns["step"][start:][halves]))
                 way = ways[1][-1] - ways[1][0]
                 alarms = [((other - other[0]) / way).max() >= 0.5 for other in others]
-            rows.append(settings | dict(column=name, generalises=int(end is not None), lead=lead,
-                                        alarms=statistics.fmean(alarms) if alarms else "",
-                                        at_99=columns[name][start],
-                                        auc=statistics.fmean(wins) if wins else ""))
+            rows.append(
+                settings
+                | dict(
+                    column=name,
+                    generalises=int(end is not None),
+                    lead=lead,
+                    alarms=statistics.fmean(alarms) if alarms else "",
+                    at_99=columns[name][start],
+                    auc=statistics.fmean(wins) if wins else "",
+                )
+            )
     return rows
+
 
 def picture(runs, title):
     """Every column over updates, blue for runs that generalise, over the accuracies in grey."""
     from matplotlib.figure import Figure
+
     names = [name for name in runs[0][1] if name not in ("step", "seconds")]
     rows = -(-len(names) // 5)
     figure = Figure((14, 2.1 * rows), layout="constrained")
-    figure.suptitle(f"{title}: runs that generalise are blue, others orange; grey: accuracy of "
-                    "training (dotted) and of validation", fontsize=9)
+    figure.suptitle(
+        f"{title}: runs that generalise are blue, others orange; grey: accuracy of "
+        "training (dotted) and of validation",
+        fontsize=9,
+    )
     axes = figure.subplots(rows, 5).flat
-    for a in axes[len(names):]:
+    for a in axes[len(names) :]:
         a.remove()
     for a, name in zip(axes, names):
         under = a.twinx()
@@ -82,30 +97,43 @@ def picture(runs, title):
             for accuracy, dots in ("train_acc", ":"), ("val_acc", "-"):
                 under.plot(columns["step"], columns[accuracy], dots, lw=0.5, color="0.7")
         under.set_axis_off()
-        a.patch.set_visible(False)                           # or it would hide what is under it
+        a.patch.set_visible(False)  # or it would hide what is under it
         a.set(xscale="log", zorder=1)
         a.set_title(name, fontsize=8)
     return figure
 
+
 def main(argv=None):
-    cli = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     cli.add_argument("folders", nargs="+", metavar="DIR")
     cli.add_argument("--out", type=Path, default=Path("."), metavar="DIR")
     given, rows = cli.parse_args(argv), []
     try:
         for folder in map(Path, given.folders):
-            runs = [(run.config.columns(), {name: np.array([row[name] for row in run.log])
-                                            for name in run.log[0]})
-                    for run in grok.read(folder, measures.Config) if run.log]
+            runs = [
+                (
+                    run.config.columns(),
+                    {name: np.array([row[name] for row in run.log]) for name in run.log[0]},
+                )
+                for run in grok.read(folder, measures.Config)
+                if run.log
+            ]
             found = [dict(folder=folder.name) | row for row in rows_of(runs)] if runs else []
             grok.refuse(not found, f"{folder}: no run in it reaches 99 % of training accuracy")
             rows += found
             given.out.mkdir(parents=True, exist_ok=True)
             picture(runs, folder.name).savefig(given.out / f"{folder.name}.png", dpi=80)
         with open(given.out / "lead.csv", "w", newline="") as opened:
-            names = [name for name in rows[0] if name not in measures.Config().columns()
-                     or len({(row["folder"], row[name]) for row in rows}) > len(given.folders)]
+            names = [
+                name
+                for name in rows[0]
+                if name not in measures.Config().columns()
+                or len({(row["folder"], row[name]) for row in rows}) > len(given.folders)
+            ]
             table = csv.DictWriter(opened, names, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
@@ -113,6 +141,7 @@ def main(argv=None):
         print(f"lead.py: {error}", file=sys.stderr)
         return 2
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

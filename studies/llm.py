@@ -18,18 +18,19 @@ partners alone, it is negative, as the two sets share these out.
 
 A map of the table: grok.read("runs/llm", seed=0, frac=0.5)[0].state["since"] (N,), 0 where wrong.
 """
+
 import itertools
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
     parts: int = grok.setting(1, "columns of their own for y mod this, from 2 on", "[1, 9]", True)
+
 
 def by_group(when, mask, group, n):
     """The mean of `when` over each group's equations in `mask`, (R, n), and their number. Sums of
@@ -38,11 +39,15 @@ def by_group(when, mask, group, n):
     count = zeros.scatter_add(1, group, mask.double())
     return zeros.scatter_add(1, group, when * mask) / count.clamp(min=1), count
 
+
 def correlation(a, b, among):
     """Pearson's, of a and b (R, n) over `among`: (R,)."""
-    a, b = (among * (t - (t * among).sum(1, keepdim=True) / among.sum(1, keepdim=True).clamp(min=1))
-            for t in (a, b))
+    a, b = (
+        among * (t - (t * among).sum(1, keepdim=True) / among.sum(1, keepdim=True).clamp(min=1))
+        for t in (a, b)
+    )
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-9)
+
 
 class LocalGrokking(grok.Stack):
     state = *grok.Stack.state, "since"  # (R, N): an update, or 0 where the last answer was wrong
@@ -63,10 +68,12 @@ class LocalGrokking(grok.Stack):
             times = when.where(mask & among, torch.nan).nanquantile(torch.tensor(q).double(), 1)
             columns |= {f"{name}_{100 * share:.0f}{part}": time for share, time in zip(q, times)}
         for name, group in dict(x=self.x, y=self.y, z=self.labels).items():
-            (a, m), (b, n) = (by_group(when, mask, group.cpu(), self.model.n)
-                              for mask in sets.values())
+            (a, m), (b, n) = (
+                by_group(when, mask, group.cpu(), self.model.n) for mask in sets.values()
+            )
             columns[f"local_{name}"] = correlation(a, b, (m > 0) & (n > 0))
         return columns
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=LocalGrokking))

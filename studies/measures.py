@@ -6,18 +6,18 @@ lead.py alone import others. In S5, where nothing turns, the columns of progress
     python studies/measures.py --recipe fast --op x_plus_y --weight-decay 0 1 --out runs/measures
     python studies/measures.py --cost   seconds an evaluation of x + y with the fast recipe, as CSV
 """
+
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import features
-import grok
+import grok2 as grok
 import llm
 import progress
 import spectra
 import tracing
+
 
 @dataclass(frozen=True)
 class Config(progress.Config, tracing.Config, spectra.Config, features.Config, llm.Config):
@@ -25,11 +25,14 @@ class Config(progress.Config, tracing.Config, spectra.Config, features.Config, l
         after = progress.Config if self.op.startswith("s5") else Config
         super(after, self).__post_init__()
 
-class Measures(progress.Progress, spectra.Spectra, features.Features, llm.LocalGrokking,
-               tracing.Tracing):  # the last watches the network within the plain evaluation
+
+class Measures(
+    progress.Progress, spectra.Spectra, features.Features, llm.LocalGrokking, tracing.Tracing
+):  # the last watches the network within the plain evaluation
     def measure(self):
         after = progress.Progress if self.config.op.startswith("s5") else Measures
         return super(after, self).measure()
+
 
 def cost(config, turns=5):
     """Seconds that an evaluation of one run takes, plain and with each study, in turns: rows."""
@@ -40,9 +43,16 @@ def cost(config, turns=5):
         stack.measure()
         yield name, time.perf_counter() - start
 
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--cost"]:
-        print("study,seconds_per_evaluation", *(f"{name},{seconds:.3f}" for name, seconds in
-                                 cost(Config(op="x_plus_y", **grok.FAST))), sep="\n")
+        print(
+            "study,seconds_per_evaluation",
+            *(
+                f"{name},{seconds:.3f}"
+                for name, seconds in cost(Config(op="x_plus_y", **grok.FAST))
+            ),
+            sep="\n",
+        )
     else:
         sys.exit(grok.main(config=Config, method=Measures))

@@ -11,20 +11,22 @@ updates of which STEP is the first. (Theirs then falls by a cosine; here it stay
     python studies/nonstationary.py --recipe fast --frac 0.3 --lr 1e-4 --project 0 1 \
         --rewarm 0 1000 --rewarm-lr 6e-3 --steps 4000 --seed 0 1 2
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
     project: int = grok.setting(0, "1: matrices keep their initial norms", "[0, 1]")
-    rewarm: int = grok.setting(0, "update from which the lr is warmed up again; 0 = off",
-                               "[0, inf)")
+    rewarm: int = grok.setting(
+        0, "update from which the lr is warmed up again; 0 = off", "[0, inf)"
+    )
     rewarm_lr: float = grok.setting(0.01, "learning rate after that", "(0, inf)")
+
 
 class Nonstationary(grok.Stack):
     def norms(self, W):
@@ -33,20 +35,21 @@ class Nonstationary(grok.Stack):
 
     def initial(self):
         W = super().initial()
-        self.first = self.norms(W).to(self.device)                           # (R, M)
+        self.first = self.norms(W).to(self.device)  # (R, M)
         return W
 
     def update(self, rows):
         lr, done = self.lr, (self.step + 1 - self.rewarm) / max(1, self.config.warmup)
         self.lr = lr.lerp(self.rewarm_lr, done.clamp(0, 1) * (self.rewarm > 0))
         super().update(rows)
-        self.lr = lr                             # that of --lr again
+        self.lr = lr  # that of --lr again
         if self.on("project"):
-            matrix = torch.tensor(["norm" not in name for name in self.model.shapes])      # (M,)
-            chosen = (self.project > 0) & matrix.to(self.device)                           # (R, M)
+            matrix = torch.tensor(["norm" not in name for name in self.model.shapes])  # (M,)
+            chosen = (self.project > 0) & matrix.to(self.device)  # (R, M)
             scale = torch.where(chosen, self.first / self.norms(self.W), 1)
             sizes = torch.tensor(self.model.sizes, device=self.device)
-            self.W *= scale.repeat_interleave(sizes, 1)                                    # (R, P)
+            self.W *= scale.repeat_interleave(sizes, 1)  # (R, P)
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Nonstationary))

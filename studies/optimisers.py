@@ -8,23 +8,28 @@ singular values takes 1/46 of SGD's epochs, one with its columns divided by thei
 Muon moves the inner matrices and AdamW the rest, in steps of one size (arXiv 2502.16982) times
 --lr-ratio. SGD's decay is L2, in the gradient before columns, units' incoming weights, are divided.
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    optimizer: str = grok.setting("adamw", "adamw (the control), muon, sgd or columns",
-                                  ("adamw", "muon", "sgd", "columns"), shared=False)
+    optimizer: str = grok.setting(
+        "adamw",
+        "adamw (the control), muon, sgd or columns",
+        ("adamw", "muon", "sgd", "columns"),
+        shared=False,
+    )
     lr_ratio: float = grok.setting(1.0, "factor on lr where AdamW is not at work", "(0, inf)")
     mlp: int = grok.setting(0, "1: EGD's net less biases, one-hot x and y", "[0, 1]", shared=True)
 
     def model(self):
         return MLP(self.sizes()[0], self.width) if self.mlp else super().model()
+
 
 class MLP(grok.Transformer):
     def __init__(self, n, width):
@@ -37,6 +42,7 @@ class MLP(grok.Transformer):
         h = self.activation(grok.take(up, x) + grok.take(up, self.n + y))[:, :, None]
         return grok.linear(h if drop is None else drop(h), head)[:, :, 0]
 
+
 def orthogonal(G):  # about U Vᵀ of G = U S Vᵀ (R, M, N), with the root mean square 0.2 of AdamW
     if G.shape[1] > G.shape[2]:
         return orthogonal(G.mT).mT
@@ -46,13 +52,14 @@ def orthogonal(G):  # about U Vᵀ of G = U S Vᵀ (R, M, N), with the root mean
         G = 3.4445 * G + (2.0315 * A @ A - 4.7750 * A) @ G
     return 0.2 * G.shape[2] ** 0.5 * G
 
+
 class Optimisers(grok.Stack):
     state = *grok.Stack.state, "momentum"  # (R, P), zeros at first
 
     def __init__(self, *args):
         super().__init__(*args)
         self.inner = [name for name in self.model.shapes if "." in name and "norm" not in name]
-        ours = torch.zeros_like(self.W)          # 1 where AdamW is not at work
+        ours = torch.zeros_like(self.W)  # 1 where AdamW is not at work
         for name, part in self.model.weights(ours).items():
             part[self.rows("sgd", "columns") + self.rows("muon") * (name in self.inner)] = 1
         self.lr, self.rate = self.lr * (1 - ours), self.lr * self.lr_ratio * ours  # now (R, P)
@@ -65,7 +72,7 @@ class Optimisers(grok.Stack):
         return self.grad
 
     def update(self, rows):
-        super().update(rows)                     # AdamW's part: it alone is clipped and has noise
+        super().update(rows)  # AdamW's part: it alone is clipped and has noise
         self.momentum.lerp_(self.grad, 0.05)
         decay = self.weight_decay * (self.W - self.anchor)
         step, ahead = self.grad + decay, self.grad.lerp(self.momentum, 0.95)  # Nesterov's
@@ -75,6 +82,7 @@ class Optimisers(grok.Stack):
             parts[name][columns] /= parts[name][columns].norm(dim=1, keepdim=True).clamp(min=0.01)
             parts[name][muon] = orthogonal(ahead[name][muon]) + decays[name][muon]
         self.W -= min(1, self.step / max(1, self.config.warmup)) * self.rate * step
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Optimisers))

@@ -15,34 +15,36 @@ Gradients are those of the whole training set. An evaluation takes four times as
     python studies/spectra.py --recipe fast --grad-clip 0 --weight-decay 0.0001 0.001 \
         --coupled-l2 0 1 --until 0 --steps 3000 --seed 0 1 2
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
     coupled_l2: int = grok.setting(0, "1: decay is part of the gradient, as in Adam", "[0, 1]")
 
+
 def exponent(values):
     """α (R,) of spectra (R, M), by maximum likelihood over the tail λ ≥ λ_min. λ_min is the value
     from which on spectrum and fit lie nearest, in Kolmogorov and Smirnov's distance."""
     log = values.sort(1, descending=True).values.clamp(min=1e-30).log()
-    above = (log[:, None] - log[:, :, None]).tril()          # (R, M, M): ln λ_i / λ_k, where i ≤ k
-    i = torch.arange(1, values.shape[1] + 1).to(log)         # the tail from λ_i on holds i
-    slope = i / above.sum(2).clamp(min=1e-6)                 # α - 1
-    fitted = (-slope[:, :, None] * above).exp()              # the share of the tail above λ_i
+    above = (log[:, None] - log[:, :, None]).tril()  # (R, M, M): ln λ_i / λ_k, where i ≤ k
+    i = torch.arange(1, values.shape[1] + 1).to(log)  # the tail from λ_i on holds i
+    slope = i / above.sum(2).clamp(min=1e-6)  # α - 1
+    fitted = (-slope[:, :, None] * above).exp()  # the share of the tail above λ_i
     distance = (fitted - i / i[:, None]).tril().abs().amax(2)
-    best = distance[:, 1:].argmin(1, keepdim=True) + 1       # one eigenvalue alone is no tail
+    best = distance[:, 1:].argmin(1, keepdim=True) + 1  # one eigenvalue alone is no tail
     return 1 + slope.gather(1, best)[:, 0]
+
 
 class Spectra(grok.Stack):
     def __init__(self, runs, device=torch.device("cpu")):
         super().__init__(runs, device)
-        self.l2 = self.weight_decay * self.coupled_l2        # (R, 1); to the optimiser its rest
+        self.l2 = self.weight_decay * self.coupled_l2  # (R, 1); to the optimiser its rest
         self.weight_decay = self.weight_decay - self.l2
 
     def gradient(self, rows):
@@ -66,10 +68,11 @@ class Spectra(grok.Stack):
         for name, w in weights.items():
             if "norm" not in name:
                 columns[f"alpha_{name}"] = exponent(torch.linalg.svdvals(w).square())
-        w, g = weights["head"], self.model.weights(grad)["head"]             # (R, D, V): in, out
-        sides = (w @ w.mT).flatten(1), -(w @ g.mT).flatten(1)                # ∇_h ℓ = w ∇_z ℓ
+        w, g = weights["head"], self.model.weights(grad)["head"]  # (R, D, V): in, out
+        sides = (w @ w.mT).flatten(1), -(w @ g.mT).flatten(1)  # ∇_h ℓ = w ∇_z ℓ
         columns["fact"] = torch.cosine_similarity(*sides, dim=1, eps=1e-30)
         return columns | {"gradient_entropy": torch.special.entr(grad.abs()).sum(1)}
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Spectra))

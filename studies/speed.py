@@ -5,13 +5,15 @@ since a machine's speed drifts. The task is the paper's: x / y mod 97, batches o
     OMP_NUM_THREADS=1 python studies/speed.py
     python studies/speed.py --device cuda
 """
-import argparse, statistics, sys, time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import argparse
+import statistics
+import time
+
+import grok2 as grok
 import torch
 from torch import nn
+
 
 class Plain(nn.Module):
     """The model of a Config as torch.nn spells it: every position goes through every layer."""
@@ -32,6 +34,7 @@ class Plain(nn.Module):
         h = self.blocks(self.embed(tokens) + self.position.weight, self.mask, is_causal=True)
         return self.head(h[:, -1])
 
+
 def plain(c, device):
     """A function that trains it, a number of updates a call, and returns the last loss."""
     torch.manual_seed(c.seed)
@@ -47,8 +50,10 @@ def plain(c, device):
             loss = nn.functional.cross_entropy(model(x[batch], y[batch]), labels[batch])
             loss.backward()
             optimizer.step()
-        return loss.item()                                                   # waits for the device
+        return loss.item()  # waits for the device
+
     return advance
+
 
 def main(argv=None):
     raw = argparse.RawTextHelpFormatter
@@ -65,15 +70,18 @@ def main(argv=None):
     stack = grok.Stack(grok.named([config]), device)
     ways = [lambda updates: stack.advance(stack.step + updates), plain(config, device)]
     times = [[], []]
-    for _ in range(3 + args.turns):                                          # three to warm up
+    for _ in range(3 + args.turns):  # three to warm up
         for advance, spent in zip(ways, times):
             start = time.perf_counter()
             advance(3)
             spent.append(1000 * (time.perf_counter() - start) / 3)
     ours, theirs = (spent[3:] for spent in times)
     ratio = statistics.median(a / b for a, b in zip(ours, theirs))
-    print(f"{statistics.median(ours):.1f} ms an update, plain {statistics.median(theirs):.1f} ms: "
-          f"a ratio of {ratio:.3f}, {torch.get_num_threads()} threads, {device}")
+    print(
+        f"{statistics.median(ours):.1f} ms an update, plain {statistics.median(theirs):.1f} ms: "
+        f"a ratio of {ratio:.3f}, {torch.get_num_threads()} threads, {device}"
+    )
+
 
 if __name__ == "__main__":
     main()

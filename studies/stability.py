@@ -9,37 +9,44 @@ The column `collapse` is the share of training equations whose sum Σ exp(z - ma
     python studies/stability.py --op x_plus_y --p 59 --frac 0.4 --recipe fast --init-scale 1 \
         --weight-decay 0 --grad-clip 0 --eps 1e-25 --steps 1500 --orthograd 0 1
 """
+
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import grok
+import grok2 as grok
 import torch
+
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    loss: str = grok.setting("softmax", "shares the loss takes", ("softmax", "stablemax"),
-                             shared=False)
-    loss_dtype: str = grok.setting("float32", "precision of the loss", ("float32", "float64"),
-                                   shared=False)
+    loss: str = grok.setting(
+        "softmax", "shares the loss takes", ("softmax", "stablemax"), shared=False
+    )
+    loss_dtype: str = grok.setting(
+        "float32", "precision of the loss", ("float32", "float64"), shared=False
+    )
     orthograd: int = grok.setting(0, "1: gradients orthogonal to the weights", "[0, 1]")
 
     def __post_init__(self):
         super().__post_init__()
-        grok.refuse(self.device == "mps" and self.loss_dtype == "float64",
-                    "--loss-dtype float64: must be float32 with --device mps")
+        grok.refuse(
+            self.device == "mps" and self.loss_dtype == "float64",
+            "--loss-dtype float64: must be float32 with --device mps",
+        )
+
 
 def exponents(config, z):
     """What the run's loss takes the softmax of, in its dtype. s(z) / Σ s(z) = softmax(log s(z))."""
     z = z.to(getattr(torch, config.loss_dtype))
     return z.sign() * z.abs().log1p() if config.loss == "stablemax" else z
 
+
 class Stability(grok.Stack):
     def losses(self, logits, labels):
         rows = zip(self.runs, logits.split(1), labels.split(1))
-        return torch.cat([grok.cross_entropy(exponents(run.config, z), y).float()
-                          for run, z, y in rows])
+        return torch.cat(
+            [grok.cross_entropy(exponents(run.config, z), y).float() for run, z, y in rows]
+        )
 
     def gradient(self, rows):
         grad, parts = super().gradient(rows), []
@@ -47,7 +54,7 @@ class Stability(grok.Stack):
             return grad
         grads = self.model.weights(grad)
         for name, w in self.model.weights(self.W).items():
-            tensors = 2 if "norm" in name else 1             # LayerNorm's scale and shift are two
+            tensors = 2 if "norm" in name else 1  # LayerNorm's scale and shift are two
             w, g = (t.reshape(len(t), tensors, -1) for t in (w, grads[name]))
             along = (w * g).sum(2, keepdim=True) / (w.square().sum(2, keepdim=True) + 1e-30)
             rest = g - along * w
@@ -63,6 +70,7 @@ class Stability(grok.Stack):
     def measure(self):
         share = (self.over_table(self.collapsed) & self.train).sum(1) / self.train.sum(1)
         return super().measure() | {"collapse": share}
+
 
 if __name__ == "__main__":
     sys.exit(grok.main(config=Config, method=Stability))

@@ -1,12 +1,16 @@
-"""Properties of the studies, each against something independent: made tables, a worked example, brute force.
+"""Properties of the studies, each against something independent: made tables, a worked example,
+brute force.
 Run: python -m pytest -q studies"""
-import csv, itertools, os, re, sys
+
+import csv
+import itertools
+import os
+import re
+import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-import grok
 import figures
+import grok2 as grok
 import matplotlib.image as image
 import numpy as np
 import power2022
@@ -14,15 +18,64 @@ import pytest
 import speed
 import tables
 import torch
+from grok2 import Config
 
-from grok import Config
-
-COLUMNS = ("op,p,frac,seed,lr,weight_decay,decay_to,dropout,weight_noise,update_noise,outliers,step,train_loss,train_acc,val_loss,"
-           "val_acc,weight_norm,seconds,layers,width,eps,beta2,warmup").split(",")
-USUAL = dict(op="x_div_y", p=97, frac=0.5, seed=0, lr=0.001, weight_decay=1.0, decay_to="origin", dropout=0.0, weight_noise=0.0,
-             update_noise=0.0, outliers=0, layers=2, width=128, eps=1e-8, beta2=0.98, warmup=10)
+COLUMNS = [
+    "op",
+    "p",
+    "frac",
+    "seed",
+    "lr",
+    "weight_decay",
+    "decay_to",
+    "dropout",
+    "weight_noise",
+    "update_noise",
+    "outliers",
+    "step",
+    "train_loss",
+    "train_acc",
+    "val_loss",
+    "val_acc",
+    "weight_norm",
+    "seconds",
+    "layers",
+    "width",
+    "eps",
+    "beta2",
+    "warmup",
+]
+USUAL = dict(
+    op="x_div_y",
+    p=97,
+    frac=0.5,
+    seed=0,
+    lr=0.001,
+    weight_decay=1.0,
+    decay_to="origin",
+    dropout=0.0,
+    weight_noise=0.0,
+    update_noise=0.0,
+    outliers=0,
+    layers=2,
+    width=128,
+    eps=1e-8,
+    beta2=0.98,
+    warmup=10,
+)
 PERMS = list(itertools.permutations(range(5)))
-TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, steps=30, batch_size=16, eval_every=10, device="cpu", threads=1)
+TINY = dict(
+    op="x_plus_y",
+    p=11,
+    layers=1,
+    width=16,
+    heads=2,
+    steps=30,
+    batch_size=16,
+    eval_every=10,
+    device="cpu",
+    threads=1,
+)
 
 
 def made(folder, *runs, columns=COLUMNS):
@@ -33,43 +86,83 @@ def made(folder, *runs, columns=COLUMNS):
         writer.writeheader()
         for settings, curve in runs:
             for step, (train_acc, val_acc) in curve.items():
-                writer.writerow(USUAL | settings | dict(step=step, train_acc=train_acc, val_acc=val_acc, weight_norm=9.0,
-                                                        train_loss=2 - train_acc, val_loss=3 - val_acc, seconds=1.0))
+                writer.writerow(
+                    USUAL
+                    | settings
+                    | dict(
+                        step=step,
+                        train_acc=train_acc,
+                        val_acc=val_acc,
+                        weight_norm=9.0,
+                        train_loss=2 - train_acc,
+                        val_loss=3 - val_acc,
+                        seconds=1.0,
+                    )
+                )
     return folder
 
 
 def drawn(axes):
     """What a matplotlib axes shows as lines and markers: a list of lists of (x, y)."""
-    return [[tuple(map(float, point)) for point in line.get_xydata()] for line in axes.lines if len(line.get_xydata())]
+    return [
+        [tuple(map(float, point)) for point in line.get_xydata()]
+        for line in axes.lines
+        if len(line.get_xydata())
+    ]
 
 
 # --- figures.py -----------------------------------------------------------------------------------
 
+
 def test_curves_are_medians_and_ranges_over_seeds(tmp_path):
-    made(tmp_path, (dict(seed=0), {1: (0.0, 0.1), 10: (0.5, 0.2), 100: (1.0, 0.6)}),
-         (dict(seed=1), {1: (0.1, 0.0), 10: (1.0, 1.0)}),  # ended early: keeps its last value
-         (dict(seed=2), {1: (0.2, 0.05), 10: (0.6, 0.1), 100: (0.9, 0.2)}))
+    made(
+        tmp_path,
+        (dict(seed=0), {1: (0.0, 0.1), 10: (0.5, 0.2), 100: (1.0, 0.6)}),
+        (dict(seed=1), {1: (0.1, 0.0), 10: (1.0, 1.0)}),  # ended early: keeps its last value
+        (dict(seed=2), {1: (0.2, 0.05), 10: (0.6, 0.1), 100: (0.9, 0.2)}),
+    )
     figure = figures.curves(figures.read_runs([tmp_path]))
     accuracy, loss = figure.axes
     train_acc, val_acc = drawn(accuracy)
-    assert train_acc == [(1, 0.1), (10, 0.6), (100, 1.0)] and val_acc == [(1, 0.05), (10, 0.2), (100, 0.6)]
+    assert train_acc == [(1, 0.1), (10, 0.6), (100, 1.0)] and val_acc == [
+        (1, 0.05),
+        (10, 0.2),
+        (100, 0.6),
+    ]
     assert np.allclose([y for _, y in drawn(loss)[1]], [2.95, 2.8, 2.4])
     band = {tuple(point) for point in accuracy.collections[1].get_paths()[0].vertices}
     assert {(1, 0.0), (1, 0.1), (10, 0.1), (10, 1.0), (100, 0.2), (100, 1.0)} <= band
-    assert accuracy.get_xscale() == "log" and (accuracy.get_xlabel(), loss.get_ylabel()) == ("updates", "loss (nats)")
+    assert accuracy.get_xscale() == "log" and (accuracy.get_xlabel(), loss.get_ylabel()) == (
+        "updates",
+        "loss (nats)",
+    )
     assert "x_div_y, frac 0.5" in figure.get_suptitle() and "n = 3" in figure.get_suptitle()
 
 
 def test_other_columns_each_have_a_panel(tmp_path, capsys):
-    made(tmp_path, *((dict(seed=seed, lr=lr), {1: (0.0, 0.1), 10: (seed / 10, lr)}) for seed in (1, 2, 3) for lr in (0.1, 0.3)))
+    made(
+        tmp_path,
+        *(
+            (dict(seed=seed, lr=lr), {1: (0.0, 0.1), 10: (seed / 10, lr)})
+            for seed in (1, 2, 3)
+            for lr in (0.1, 0.3)
+        ),
+    )
     figure = figures.curves(figures.read_runs([tmp_path]), ["train_acc", "weight_norm", "val_acc"])
     shown = [a for a in figure.axes if a.get_visible()]
-    assert [a.get_ylabel() for a in shown] == ["train_acc", "weight_norm", "val_acc"] and len(figure.axes) == 4
-    assert drawn(shown[0]) == 2 * [[(1, 0.0), (10, 0.2)]] and drawn(shown[2]) == [[(1, 0.1), (10, lr)] for lr in (0.1, 0.3)]
+    assert [a.get_ylabel() for a in shown] == ["train_acc", "weight_norm", "val_acc"] and len(
+        figure.axes
+    ) == 4
+    assert drawn(shown[0]) == 2 * [[(1, 0.0), (10, 0.2)]] and drawn(shown[2]) == [
+        [(1, 0.1), (10, lr)] for lr in (0.1, 0.3)
+    ]
     assert figures.main([str(tmp_path), "--columns", "val_acc", "weight_norm"]) == 0
     assert [file.name for file in tmp_path.glob("*.png")] == ["columns-x_div_y.png"]
     assert figures.main([str(tmp_path), "--columns", "val_acc", "norm"]) == 2
-    assert "--columns norm: must be one of" in (error := capsys.readouterr().err) and "val_loss, weight_norm" in error
+    assert (
+        "--columns norm: must be one of" in (error := capsys.readouterr().err)
+        and "val_loss, weight_norm" in error
+    )
 
 
 def test_growth_is_per_one_per_cent_of_the_table():
@@ -79,32 +172,60 @@ def test_growth_is_per_one_per_cent_of_the_table():
 
 
 def test_updates_against_the_fraction_with_runs_that_never_arrived(tmp_path):
-    runs = [(dict(frac=frac, seed=seed), {1: (0.0, 0.0), 50: (0.99, 0.3), updates + 20 * seed: (1.0, 0.995)})
-            for frac, updates in ((0.3, 3200), (0.31, 1600), (0.35, 100)) for seed in range(3)]
+    runs = [
+        (
+            dict(frac=frac, seed=seed),
+            {1: (0.0, 0.0), 50: (0.99, 0.3), updates + 20 * seed: (1.0, 0.995)},
+        )
+        for frac, updates in ((0.3, 3200), (0.31, 1600), (0.35, 100))
+        for seed in range(3)
+    ]
     runs[0] = (dict(frac=0.3, seed=0), {1: (0.0, 0.0), 50: (0.99, 0.2), 9000: (1.0, 0.9)})
-    runs += [(dict(frac=0.2, seed=seed), {1: (0.0, 0.0), 70: (1.0, 0.1), 9000: (1.0, 0.05 * seed)}) for seed in range(3)]
-    runs += [(dict(frac=0.1), {1: (0.0, 0.0), 8000: (0.9, 0.1)})]            # not even training
+    runs += [
+        (dict(frac=0.2, seed=seed), {1: (0.0, 0.0), 70: (1.0, 0.1), 9000: (1.0, 0.05 * seed)})
+        for seed in range(3)
+    ]
+    runs += [(dict(frac=0.1), {1: (0.0, 0.0), 8000: (0.9, 0.1)})]  # not even training
     made(tmp_path / "rank-0", *runs[::2])
     made(tmp_path / "rank-1", *runs[1::2])
-    made(tmp_path / "again", (dict(frac=0.3, seed=1), {1: (0.0, 0.0), 50: (0.5, 0.1)}))  # the longer one counts
+    made(
+        tmp_path / "again", (dict(frac=0.3, seed=1), {1: (0.0, 0.0), 50: (0.5, 0.1)})
+    )  # the longer one counts
     updates, best = figures.against(figures.read_runs([tmp_path, tmp_path / "rank-1"]), "frac").axes
     lines = drawn(updates)
-    assert [(0.2, 70), (0.3, 50), (0.31, 50), (0.35, 50)] in lines            # 99 % of training
-    assert [(0.3, 3240), (0.31, 1620), (0.35, 120)] in lines                  # medians; none of three at 0.2
-    assert [(0.2, 70)] * 3 + [(0.3, 50)] * 3 + [(0.31, 50)] * 3 + [(0.35, 50)] * 3 in map(sorted, lines)  # every run
-    crosses = {line.get_marker(): sorted(map(tuple, line.get_xydata().tolist())) for line in updates.lines}
-    assert crosses["x"] == [(0.1, 8000)] + [(0.2, 9000)] * 3 + [(0.3, 9000)] and crosses["+"] == [(0.1, 8000)]
+    assert [(0.2, 70), (0.3, 50), (0.31, 50), (0.35, 50)] in lines  # 99 % of training
+    assert [(0.3, 3240), (0.31, 1620), (0.35, 120)] in lines  # medians; none of three at 0.2
+    assert [(0.2, 70)] * 3 + [(0.3, 50)] * 3 + [(0.31, 50)] * 3 + [(0.35, 50)] * 3 in map(
+        sorted, lines
+    )  # every run
+    crosses = {
+        line.get_marker(): sorted(map(tuple, line.get_xydata().tolist())) for line in updates.lines
+    }
+    assert crosses["x"] == [(0.1, 8000)] + [(0.2, 9000)] * 3 + [(0.3, 9000)] and crosses["+"] == [
+        (0.1, 8000)
+    ]
     ranges = [segment.tolist() for bars in updates.collections for segment in bars.get_segments()]
     assert [[0.31, 1600], [0.31, 1640]] in ranges and [[0.3, 3220], [0.3, 3240]] in ranges
     assert [(0.1, 0.1), (0.2, 0.1), (0.3, 0.995), (0.31, 0.995), (0.35, 0.995)] in drawn(best)
-    assert [text.get_text() for text in updates.texts] == ["+100%", "+92%"]  # 3240/1620 in 1 %, (1620/120)^(1/4) - 1
+    assert [text.get_text() for text in updates.texts] == [
+        "+100%",
+        "+92%",
+    ]  # 3240/1620 in 1 %, (1620/120)^(1/4) - 1
     assert updates.get_yscale() == "log"
 
 
 def test_best_accuracy_by_intervention_and_by_operation(tmp_path):
-    made(tmp_path, *((dict(frac=frac, weight_decay=decay, dropout=dropout), {1: (0, 0), 100: (1, high), 200: (1, 0.2)})
-                     for frac in (0.3, 0.5) for decay, dropout, high in
-                     ((0.0, 0.0, 0.3), (0.0, 0.1, 0.4), (1.0, 0.0, 0.5 + frac))))
+    made(
+        tmp_path,
+        *(
+            (
+                dict(frac=frac, weight_decay=decay, dropout=dropout),
+                {1: (0, 0), 100: (1, high), 200: (1, 0.2)},
+            )
+            for frac in (0.3, 0.5)
+            for decay, dropout, high in ((0.0, 0.0, 0.3), (0.0, 0.1, 0.4), (1.0, 0.0, 0.5 + frac))
+        ),
+    )
     names = [name for name, _ in figures.figures(figures.read_runs([tmp_path]))]
     assert names == ["curves-x_div_y", "against-frac"]
     figure = dict(figures.figures(figures.read_runs([tmp_path])))["against-frac"]
@@ -116,23 +237,38 @@ def test_best_accuracy_by_intervention_and_by_operation(tmp_path):
 
 
 def test_groups_are_compared_where_nothing_numeric_was_swept(tmp_path):
-    made(tmp_path, *((dict(op=op, p=p, seed=seed), {1: (0, 0), 100: (1, 1 - seed * share)}) for op, p, share in
-                     (("x_plus_y", 97, 0), ("x_plus_y", 31, 0.1), ("s5_xy", 120, 0.2)) for seed in (0, 1, 2)))
+    made(
+        tmp_path,
+        *(
+            (dict(op=op, p=p, seed=seed), {1: (0, 0), 100: (1, 1 - seed * share)})
+            for op, p, share in (("x_plus_y", 97, 0), ("x_plus_y", 31, 0.1), ("s5_xy", 120, 0.2))
+            for seed in (0, 1, 2)
+        ),
+    )
     found = dict(figures.figures(figures.read_runs([tmp_path])))
     assert list(found) == ["curves-x_plus_y", "curves-x_plus_y mod 31", "curves-s5_xy", "compare"]
     updates, best = found["compare"].axes
     names = [tick.get_text() for tick in updates.get_yticklabels()]
     assert names == ["s5_xy (3)", "x_plus_y (3)", "x_plus_y mod 31 (3)"]
     assert [(0.8, 0), (1, 1), (0.9, 2)] in drawn(best) and [(100, 1)] in drawn(updates)
-    assert [(100, 0)] * 2 + [(100, 2)] * 2 in map(sorted, drawn(updates))  # of p 31 and S5 one seed of three arrived
+    assert [(100, 0)] * 2 + [(100, 2)] * 2 in map(
+        sorted, drawn(updates)
+    )  # of p 31 and S5 one seed of three arrived
     assert "frac 0.5, else the paper's settings" in found["compare"].get_suptitle()
 
 
 def test_groups_stand_in_the_order_of_their_values_whatever_that_of_the_files(tmp_path):
     for name, lr in ("a", 3e-3), ("b", 1e-3), ("c", 2e-3):
         made(tmp_path / name, (dict(lr=lr), {1: (0, 0)}))
-    assert list(figures.grouped(figures.read_runs([tmp_path]))[1]) == ["lr 0.001 (1)", "lr 0.002 (1)", "lr 0.003 (1)"]
-    made(tmp_path / "d", *((dict(lr=2e-3, dropout=0.1 * (seed > 1), seed=seed), {1: (0, 0)}) for seed in (1, 2)))
+    assert list(figures.grouped(figures.read_runs([tmp_path]))[1]) == [
+        "lr 0.001 (1)",
+        "lr 0.002 (1)",
+        "lr 0.003 (1)",
+    ]
+    made(
+        tmp_path / "d",
+        *((dict(lr=2e-3, dropout=0.1 * (seed > 1), seed=seed), {1: (0, 0)}) for seed in (1, 2)),
+    )
     labels = list(figures.grouped(figures.read_runs([tmp_path]))[1])
     assert labels == ["baseline (2)", "lr 0.001 (1)", "dropout 0.1 (1)", "lr 0.003 (1)"]
 
@@ -140,88 +276,179 @@ def test_groups_stand_in_the_order_of_their_values_whatever_that_of_the_files(tm
 def test_many_groups_look_different(tmp_path):
     made(tmp_path, *((dict(lr=lr / 1000), {1: (0, 0), 10: (0.5, lr / 20)}) for lr in range(1, 17)))
     figure = figures.curves(figures.read_runs([tmp_path]))
-    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_linestyle() == "-"}
+    looks = {
+        (line.get_color(), line.get_marker())
+        for line in figure.axes[0].lines
+        if line.get_linestyle() == "-"
+    }
     assert len(looks) == 16 == len(figure.legends[0].texts)
 
 
 def test_any_numeric_setting_can_be_the_axis(tmp_path):
-    made(tmp_path, *((dict(width=width, frac=0.5), {1: (0, 0), 10 * width: (1, 1)}) for width in (16, 64, 256)))
-    (name, figure), = [(n, f) for n, f in figures.figures(figures.read_runs([tmp_path])) if n.startswith("against")]
+    made(
+        tmp_path,
+        *(
+            (dict(width=width, frac=0.5), {1: (0, 0), 10 * width: (1, 1)})
+            for width in (16, 64, 256)
+        ),
+    )
+    ((name, figure),) = [
+        (n, f) for n, f in figures.figures(figures.read_runs([tmp_path])) if n.startswith("against")
+    ]
     assert name == "against-width" and [(16, 160), (64, 640), (256, 2560)] in drawn(figure.axes[0])
     assert figure.axes[0].get_xlabel() == "width"
 
 
 def test_a_study_s_columns_are_settings_and_absent_ones_are_off(tmp_path):
     made(tmp_path / "plain", ({}, {1: (0, 0), 10: (1, 0.5)}))
-    made(tmp_path / "study", (dict(boost=0.0), {1: (0, 0), 20: (1, 0.6)}), (dict(boost=2.0), {1: (0, 0), 10: (1, 1)}), columns=[*COLUMNS, "boost"])
+    made(
+        tmp_path / "study",
+        (dict(boost=0.0), {1: (0, 0), 20: (1, 0.6)}),
+        (dict(boost=2.0), {1: (0, 0), 10: (1, 1)}),
+        columns=[*COLUMNS, "boost"],
+    )
     made(tmp_path / "odd", ({}, {1: (0, 0)}), columns=[*COLUMNS[:16], "measured", *COLUMNS[16:]])
-    (tmp_path / "odd" / "metrics.csv").write_text((tmp_path / "odd" / "metrics.csv").read_text().replace(",0,", ",1,", 1).replace(",,", ",7,"))
+    (tmp_path / "odd" / "metrics.csv").write_text(
+        (tmp_path / "odd" / "metrics.csv").read_text().replace(",0,", ",1,", 1).replace(",,", ",7,")
+    )
     runs = figures.read_runs([tmp_path / "plain", tmp_path / "study"])
-    assert sorted((settings["boost"], rows[-1]["step"]) for settings, rows in runs) == [(0, 20), (2, 10)]  # the longer control
-    (_, rows), = figures.read_runs([tmp_path / "odd"])
+    assert sorted((settings["boost"], rows[-1]["step"]) for settings, rows in runs) == [
+        (0, 20),
+        (2, 10),
+    ]  # the longer control
+    ((_, rows),) = figures.read_runs([tmp_path / "odd"])
     assert rows[0]["measured"] == 7
 
 
 def test_a_run_that_a_study_went_on_with_is_one_run(tmp_path):
     plain = (made(tmp_path / "plain", ({}, {1: (0, 0), 10: (1, 0.5)})) / "metrics.csv").read_text()
     measures = [*COLUMNS[:16], "measured", *COLUMNS[16:]]
-    for name, first, columns in ("later", 30, [*COLUMNS, "boost"]), ("beside", 5, [*COLUMNS, "boost"]), ("more", 30, [*measures, "boost"]):
-        file = made(tmp_path / name, (dict(boost=0.9), {first: (1, 0.7), 40: (1, 0.8)}), columns=columns) / "metrics.csv"
+    for name, first, columns in (
+        ("later", 30, [*COLUMNS, "boost"]),
+        ("beside", 5, [*COLUMNS, "boost"]),
+        ("more", 30, [*measures, "boost"]),
+    ):
+        file = (
+            made(
+                tmp_path / name, (dict(boost=0.9), {first: (1, 0.7), 40: (1, 0.8)}), columns=columns
+            )
+            / "metrics.csv"
+        )
         file.write_text(plain + file.read_text().replace(",,", ",7,"))
-    (settings, rows), = figures.read_runs([tmp_path / "later"])
+    ((settings, rows),) = figures.read_runs([tmp_path / "later"])
     assert settings["boost"] == 0.9 and [row["step"] for row in rows] == [1, 10, 30, 40]
-    assert [(settings["boost"], rows[-1]["step"]) for settings, rows in figures.read_runs([tmp_path / "beside"])] == [(0, 10), (0.9, 40)]
+    assert [
+        (settings["boost"], rows[-1]["step"])
+        for settings, rows in figures.read_runs([tmp_path / "beside"])
+    ] == [(0, 10), (0.9, 40)]
     assert figures.main([str(tmp_path / "more"), "--table"]) == 0
 
 
 def test_the_table_has_medians_and_ranges_and_a_row_for_each_run(tmp_path, capsys):
-    made(tmp_path, *((dict(seed=seed, lr=lr), {1: (0, 0), 100: (0.99, 0.5), step: (1, acc), 9000: (1, 0.7)}) for seed, lr, step, acc in
-                     ((0, 1e-3, 1000, 0.99), (1, 1e-3, 3000, 1.0), (2, 1e-3, 2000, 0.98), (0, 2e-3, 400, 0.995))))
+    made(
+        tmp_path,
+        *(
+            (dict(seed=seed, lr=lr), {1: (0, 0), 100: (0.99, 0.5), step: (1, acc), 9000: (1, 0.7)})
+            for seed, lr, step, acc in (
+                (0, 1e-3, 1000, 0.99),
+                (1, 1e-3, 3000, 1.0),
+                (2, 1e-3, 2000, 0.98),
+                (0, 2e-3, 400, 0.995),
+            )
+        ),
+    )
     assert figures.main([str(tmp_path), "--table"]) == 0
     said = capsys.readouterr().out
-    assert "| lr 0.001 | 3 | 2 | 100 | 3,000 (1,000–never) | 0.990 (0.980–1.000) | 0.700 |" in said.replace("1 (", "1.000 (").replace("–1)", "–1.000)")
+    assert (
+        "| lr 0.001 | 3 | 2 | 100 | 3,000 (1,000–never) | 0.990 (0.980–1.000) | 0.700 |"
+        in said.replace("1 (", "1.000 (").replace("–1)", "–1.000)")
+    )
     assert "| lr 0.002 | 1 | 1 | 100 | 400 | 0.995 | 0.700 |" in said
     with open(tmp_path / "runs.csv") as file:
         rows = list(csv.DictReader(file))
-    names = "lr", "seed", "train_99", "val_99", "then_val_acc", "best_val_acc", "low_val_acc", "last_val_acc", "steps"
+    names = (
+        "lr",
+        "seed",
+        "train_99",
+        "val_99",
+        "then_val_acc",
+        "best_val_acc",
+        "low_val_acc",
+        "last_val_acc",
+        "steps",
+    )
     assert [tuple(map(row.get, names)) for row in rows] == [
-        ("0.001", "0", "100", "1000", "0.5", "0.99", "0.7", "0.7", "9000"), ("0.001", "1", "100", "3000", "0.5", "1.0", "0.7", "0.7", "9000"),
-        ("0.001", "2", "100", "", "0.5", "0.98", "", "0.7", "9000"), ("0.002", "0", "100", "400", "0.5", "0.995", "0.7", "0.7", "9000")]
-    assert {tuple(row[f"last_{name}"] for name in ("train_loss", "val_loss", "weight_norm")) for row in rows} == {("1.0", "2.3", "9.0")}
+        ("0.001", "0", "100", "1000", "0.5", "0.99", "0.7", "0.7", "9000"),
+        ("0.001", "1", "100", "3000", "0.5", "1.0", "0.7", "0.7", "9000"),
+        ("0.001", "2", "100", "", "0.5", "0.98", "", "0.7", "9000"),
+        ("0.002", "0", "100", "400", "0.5", "0.995", "0.7", "0.7", "9000"),
+    ]
+    assert {
+        tuple(row[f"last_{name}"] for name in ("train_loss", "val_loss", "weight_norm"))
+        for row in rows
+    } == {("1.0", "2.3", "9.0")}
     assert {(row["most_train_loss"], row["most_val_loss"]) for row in rows} == {("2.0", "3.0")}
 
 
 def test_what_grok_writes_is_what_is_read(tmp_path):
     runs = grok.train(Config.grid(**TINY, seed=[0, 1]), out=tmp_path, quiet=True)
     for run, (settings, rows) in zip(runs, figures.read_runs([tmp_path])):
-        assert rows == run.log and settings == {k: v for k, v in run.config.columns().items() if k != "p"} | dict(op="x_plus_y mod 11")
+        assert rows == run.log and settings == {
+            k: v for k, v in run.config.columns().items() if k != "p"
+        } | dict(op="x_plus_y mod 11")
 
 
 def test_a_title_is_wrapped_and_says_what_differs_from_the_nearer_recipe(tmp_path):
-    grok.train(Config.grid(**TINY | grok.FAST | dict(steps=2, layers=1, decay_to="init"), seed=[0, 1]), out=tmp_path, quiet=True)
+    grok.train(
+        Config.grid(**TINY | grok.FAST | dict(steps=2, layers=1, decay_to="init"), seed=[0, 1]),
+        out=tmp_path,
+        quiet=True,
+    )
     title = figures.curves(figures.read_runs([tmp_path])).get_suptitle()
-    assert "decay_to init" in title and "else the fast recipe's" in title.replace("\n", " ") and "layers" not in title
-    assert title.startswith("x_plus_y mod 11, frac 0.5") and max(map(len, title.splitlines())) <= 140
+    assert (
+        "decay_to init" in title
+        and "else the fast recipe's" in title.replace("\n", " ")
+        and "layers" not in title
+    )
+    assert (
+        title.startswith("x_plus_y mod 11, frac 0.5") and max(map(len, title.splitlines())) <= 140
+    )
 
 
 def test_merged_tables_are_read_like_their_folders(tmp_path):
-    parts = [made(tmp_path / name, (dict(seed=seed), {1: (0, 0), 100: (1, 1)})) / "metrics.csv" for seed, name in enumerate("ab")]
+    parts = [
+        made(tmp_path / name, (dict(seed=seed), {1: (0, 0), 100: (1, 1)})) / "metrics.csv"
+        for seed, name in enumerate("ab")
+    ]
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "metrics.csv").write_text("".join(part.read_text() for part in parts))
-    assert figures.read_runs([tmp_path / "merged"]) == figures.read_runs([part.parent for part in parts])
+    assert figures.read_runs([tmp_path / "merged"]) == figures.read_runs(
+        [part.parent for part in parts]
+    )
 
 
 def test_final_accuracies_against_outliers(tmp_path):
-    made(tmp_path, *((dict(outliers=k), {10: (0.5, 0.97), 100: (1.0, 1 - k / 1000)}) for k in (0, 100, 300)))
+    made(
+        tmp_path,
+        *((dict(outliers=k), {10: (0.5, 0.97), 100: (1.0, 1 - k / 1000)}) for k in (0, 100, 300)),
+    )
     _, last = dict(figures.figures(figures.read_runs([tmp_path])))["against-outliers"].axes
-    assert [(0, 1), (100, 0.9), (300, 0.7)] in drawn(last) and [(0, 1), (100, 1), (300, 1)] in drawn(last)
+    assert [(0, 1), (100, 0.9), (300, 0.7)] in drawn(last) and [
+        (0, 1),
+        (100, 1),
+        (300, 1),
+    ] in drawn(last)
     assert last.get_ylabel() == "last accuracy"
 
 
 @pytest.mark.parametrize("change", ["x", "", "nan", "inf"])
 @pytest.mark.parametrize("column", ["lr", "width", "frac", "step", "val_acc"])
 def test_a_wrong_cell_gets_one_line(change, column, tmp_path, capsys):
-    made(tmp_path, ({}, {1: (0, 0), 10: (1, 1)}), ({"seed": 1, column: change} if column in USUAL else {"seed": 1}, {1: (0, 0)}))
+    made(
+        tmp_path,
+        ({}, {1: (0, 0), 10: (1, 1)}),
+        ({"seed": 1, column: change} if column in USUAL else {"seed": 1}, {1: (0, 0)}),
+    )
     if column not in USUAL:
         text = (tmp_path / "metrics.csv").read_text().splitlines()
         cells = text[-1].split(",")
@@ -233,12 +460,23 @@ def test_a_wrong_cell_gets_one_line(change, column, tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-@pytest.mark.parametrize("text", [b"", b"a,b\n1,2\n", ",".join(COLUMNS).encode() + b"\nx_div_y,97,0.5,0\n", b"\xff\n,", b"1,2\nstep\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"a,b\n1,2\n",
+        ",".join(COLUMNS).encode() + b"\nx_div_y,97,0.5,0\n",
+        b"\xff\n,",
+        b"1,2\nstep\n",
+    ],
+)
 def test_a_damaged_csv_gets_one_line(text, tmp_path, capsys):
     (tmp_path / "metrics.csv").write_bytes(text)
     assert figures.main([str(tmp_path)]) == 2
     out, err = capsys.readouterr()
-    assert not out and err.startswith("figures.py: ") and str(tmp_path) in err and err.count("\n") == 1
+    assert (
+        not out and err.startswith("figures.py: ") and str(tmp_path) in err and err.count("\n") == 1
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
@@ -249,12 +487,23 @@ def test_a_folder_that_is_none_gets_one_line(folder, tmp_path, capsys, monkeypat
     for more in [], ["--table"]:
         assert figures.main([folder, *more]) == 2
         out, err = capsys.readouterr()
-        assert not out and err.startswith("figures.py: ") and err.count("\n") == 1 and os.listdir() == ["FILE"]
+        assert (
+            not out
+            and err.startswith("figures.py: ")
+            and err.count("\n") == 1
+            and os.listdir() == ["FILE"]
+        )
 
 
 def test_pictures_lie_beside_the_csv_or_where_asked(tmp_path, capsys):
     run, elsewhere = tmp_path / "run", tmp_path / "deep" / "pictures"
-    made(run, *((dict(p=31, op="x_plus_y", frac=frac), {1: (0, 0), 10: (1, frac)}) for frac in (0.7, 0.8)))
+    made(
+        run,
+        *(
+            (dict(p=31, op="x_plus_y", frac=frac), {1: (0, 0), 10: (1, frac)})
+            for frac in (0.7, 0.8)
+        ),
+    )
     for extra, folder in ([], run), (["--out", str(elsewhere)], elsewhere):
         assert figures.main([str(run), *extra]) == 0
         names = ["curves-x_plus_y-mod-31", "against-frac"]
@@ -276,25 +525,65 @@ def test_without_matplotlib_one_line_names_the_install(tmp_path, capsys, monkeyp
 
 # --- power2022.py ---------------------------------------------------------------------------------
 
+
 def told(configs, *names):
     return {tuple(getattr(c, name) for name in names) for c in configs}
 
 
 def test_figures_at_the_paper_s_scale_have_its_settings():
     runs = power2022.paper(None)
-    model = dict(layers=2, width=128, heads=4, p=97, beta1=0.9, beta2=0.98, eps=1e-8, warmup=10, grad_clip=0.0, init_scale=1.0)
+    model = dict(
+        layers=2,
+        width=128,
+        heads=4,
+        p=97,
+        beta1=0.9,
+        beta2=0.98,
+        eps=1e-8,
+        warmup=10,
+        grad_clip=0.0,
+        init_scale=1.0,
+    )
     for c in itertools.chain(*runs.values()):
         assert all(getattr(c, name) == value for name, value in model.items())
-    assert told(runs["1-left"], "op", "frac", "weight_decay", "lr", "batch_size", "steps", "until") == {("x_div_y", 0.5, 0, 1e-3, 512, 10**6, 0)}
-    assert told(runs["1-centre"], "op", "weight_decay", "steps", "lr") == {("s5_xy", 1, 5 * 10**5, 1e-3)} and len(told(runs["1-centre"], "seed")) == 7
-    assert told(runs["2-left"], "op", "steps", "until") == {("s5_xy", 10**5, 0)} and len(told(runs["2-left"], "seed")) == 3
-    names = "lr", "batch_size", "weight_decay", "decay_to", "dropout", "weight_noise", "update_noise"
+    assert told(
+        runs["1-left"], "op", "frac", "weight_decay", "lr", "batch_size", "steps", "until"
+    ) == {("x_div_y", 0.5, 0, 1e-3, 512, 10**6, 0)}
+    assert (
+        told(runs["1-centre"], "op", "weight_decay", "steps", "lr")
+        == {("s5_xy", 1, 5 * 10**5, 1e-3)}
+        and len(told(runs["1-centre"], "seed")) == 7
+    )
+    assert (
+        told(runs["2-left"], "op", "steps", "until") == {("s5_xy", 10**5, 0)}
+        and len(told(runs["2-left"], "seed")) == 3
+    )
+    names = (
+        "lr",
+        "batch_size",
+        "weight_decay",
+        "decay_to",
+        "dropout",
+        "weight_noise",
+        "update_noise",
+    )
     assert told(runs["2-left"], *names) == {
-        (1e-3, 512, 0, "origin", 0, 0, 0), (1e-3, 0, 0, "origin", 0, 0, 0), (1e-3, 0, 0, "origin", 0, 0, 1),
-        (1e-3, 512, 0, "origin", 0, 0.01, 0), (1e-3, 512, 0, "origin", 0.1, 0, 0), (1e-3, 512, 1, "origin", 0, 0, 0),
-        (1e-3, 512, 1, "init", 0, 0, 0), (3e-4, 512, 0, "origin", 0, 0, 0), (3e-3, 512, 0, "origin", 0, 0, 0)}
-    assert len(told(runs["2-right"], "op")) == 12 and told(runs["2-right"], "steps", "weight_decay") == {(10**5, 1)}
-    assert {0.95, 0.5} <= {c.frac for c in runs["2-right"]} and len(told(runs["2-right"], "seed")) == 3
+        (1e-3, 512, 0, "origin", 0, 0, 0),
+        (1e-3, 0, 0, "origin", 0, 0, 0),
+        (1e-3, 0, 0, "origin", 0, 0, 1),
+        (1e-3, 512, 0, "origin", 0, 0.01, 0),
+        (1e-3, 512, 0, "origin", 0.1, 0, 0),
+        (1e-3, 512, 1, "origin", 0, 0, 0),
+        (1e-3, 512, 1, "init", 0, 0, 0),
+        (3e-4, 512, 0, "origin", 0, 0, 0),
+        (3e-3, 512, 0, "origin", 0, 0, 0),
+    }
+    assert len(told(runs["2-right"], "op")) == 12 and told(
+        runs["2-right"], "steps", "weight_decay"
+    ) == {(10**5, 1)}
+    assert {0.95, 0.5} <= {c.frac for c in runs["2-right"]} and len(
+        told(runs["2-right"], "seed")
+    ) == 3
     assert told(runs["3"], "op", "weight_decay") == {("x_plus_y", 1), ("s5_xy", 1)}
     assert {c.outliers for c in runs["6"]} >= {0, 1000, 3000} and told(runs["6"], "until") == {(0,)}
 
@@ -303,24 +592,39 @@ def test_every_figure_has_runs_at_both_scales_and_no_run_twice():
     for figure, folder in power2022.FOLDERS.items():
         for scale in "cpu", "paper":
             configs = power2022.SCALES[scale](2)[folder]
-            assert len({tuple(c.columns().values()) for c in configs}) == len(configs) > 1 and {c.seed for c in configs} == {0, 1}, figure
+            assert len({tuple(c.columns().values()) for c in configs}) == len(configs) > 1 and {
+                c.seed for c in configs
+            } == {0, 1}, figure
 
 
 def test_a_stopped_figure_goes_on_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(power2022.SCALES, "cpu", lambda n: {"2-right": Config.grid(**TINY, seed=[0, 1, 2], stack=1)})
+    monkeypatch.setitem(
+        power2022.SCALES, "cpu", lambda n: {"2-right": Config.grid(**TINY, seed=[0, 1, 2], stack=1)}
+    )
     update, left, done = grok.Stack.update, [50], []
+
     def count(self, rows):
         left[0] -= 1
-        if left[0] < 0: raise KeyboardInterrupt
+        if left[0] < 0:
+            raise KeyboardInterrupt
         done.append((self.runs[0].config.seed, self.step))
         update(self, rows)
+
     monkeypatch.setattr(grok.Stack, "update", count)
     monkeypatch.setattr(grok.Records, "due", lambda self: True)
-    with pytest.raises(KeyboardInterrupt): power2022.main(["2-right", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        power2022.main(["2-right", "--out", str(tmp_path)])
     left[0] = 10**6
     assert power2022.main(["2-right", "--out", str(tmp_path)]) == 0
-    assert sorted(set(done)) == [(seed, step) for seed in range(3) for step in range(1, 31)] and len(done) == 90
-    assert (tmp_path / "cpu" / "2-right" / "runs.csv").exists() and power2022.main(["2-right", "--out", str(tmp_path)]) == 0 and len(done) == 90
+    assert (
+        sorted(set(done)) == [(seed, step) for seed in range(3) for step in range(1, 31)]
+        and len(done) == 90
+    )
+    assert (
+        (tmp_path / "cpu" / "2-right" / "runs.csv").exists()
+        and power2022.main(["2-right", "--out", str(tmp_path)]) == 0
+        and len(done) == 90
+    )
 
 
 def test_a_dry_run_trains_nothing(tmp_path, capsys):
@@ -329,27 +633,38 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
 
 
 def test_the_nearest_strands_of_a_circle():
-    angle = 2 * np.pi * 5 * np.arange(97) / 97                                # 5 · 39 = 1 mod 97 = 5 · -58
+    angle = 2 * np.pi * 5 * np.arange(97) / 97  # 5 · 39 = 1 mod 97 = 5 · -58
     rows = np.stack([np.cos(angle), np.sin(angle)], 1)
     found = {name: value for _, value, _, name, _ in power2022.relations(rows, "x_plus_y")}
     assert len(found) == 48 and min(found, key=found.get) == next(iter(found)) == "z+39"
     chord = lambda a, b: ((rows[a] - rows[b]) ** 2).sum()
     any_two = np.mean([chord(a, b) for a, b in itertools.combinations(range(97), 2)])
     for k in 8, 39:
-        assert found[f"z+{k}"] == pytest.approx(np.mean([chord(z, (z + k) % 97) for z in range(97)]) / any_two)
+        assert found[f"z+{k}"] == pytest.approx(
+            np.mean([chord(z, (z + k) % 97) for z in range(97)]) / any_two
+        )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_cosets_that_are_clusters_are_found(side):
-    then = lambda x, y: tuple(y[i] for i in x)                                # x first
+    then = lambda x, y: tuple(y[i] for i in x)  # x first
     group, g = {tuple(range(5))}, (1, 0, 4, 2, 3)
     inverse = tuple(g.index(i) for i in range(5))
-    while len(group) != len(group := group | {then(x, y) for x in group | {(3, 4, 2, 0, 1), (0, 2, 1, 4, 3)}
-                                              for y in group | {(3, 4, 2, 0, 1)}}):
+    while len(group) != len(
+        group := group
+        | {
+            then(x, y)
+            for x in group | {(3, 4, 2, 0, 1), (0, 2, 1, 4, 3)}
+            for y in group | {(3, 4, 2, 0, 1)}
+        }
+    ):
         pass
     assert len(group) == 10
-    group = {then(then(inverse, h), g) for h in group}                        # a conjugate
-    cosets = {frozenset(PERMS.index(then(x, h) if side == "left" else then(h, x)) for h in group) for x in PERMS}
+    group = {then(then(inverse, h), g) for h in group}  # a conjugate
+    cosets = {
+        frozenset(PERMS.index(then(x, h) if side == "left" else then(h, x)) for h in group)
+        for x in PERMS
+    }
     assert len(cosets) == 12
     rows, random = np.empty((120, 16)), np.random.default_rng(0)
     for coset in cosets:
@@ -357,58 +672,103 @@ def test_the_cosets_that_are_clusters_are_found(side):
     found = power2022.relations(rows, "s5_xyx")
     clear, value, order, _, families = found[0]
     assert {frozenset(coset) for coset in families.tolist()} == cosets and order == 10
-    within, any_two = ([((rows[a] - rows[b]) ** 2).sum() for a, b in pairs] for pairs in (
-        [pair for coset in cosets for pair in itertools.combinations(coset, 2)], itertools.combinations(range(120), 2)))
+    within, any_two = (
+        [((rows[a] - rows[b]) ** 2).sum() for a, b in pairs]
+        for pairs in (
+            [pair for coset in cosets for pair in itertools.combinations(coset, 2)],
+            itertools.combinations(range(120), 2),
+        )
+    )
     assert value == pytest.approx(np.mean(within) / np.mean(any_two))
     between = 10 * sum(((rows[list(coset)].mean(0) - rows.mean(0)) ** 2).sum() for coset in cosets)
-    assert clear == pytest.approx(between / 11 / (((rows - rows.mean(0)) ** 2).sum() - between) * 108)
+    assert clear == pytest.approx(
+        between / 11 / (((rows - rows.mean(0)) ** 2).sum() - between) * 108
+    )
     chance = power2022.relations(random.normal(size=(120, 128)), "s5_xy")
-    assert len(chance) == 17 and all(0.95 < value < 1.01 for _, value, *_ in chance)      # no clusters; the best of many tries
+    assert len(chance) == 17 and all(
+        0.95 < value < 1.01 for _, value, *_ in chance
+    )  # no clusters; the best of many tries
 
 
 def test_the_subgroups_of_s5_are_its_nineteen_classes():
     found = power2022.subgroups()
-    sizes = sorted((conjugates.shape[1], len(conjugates)) for _, conjugates in found)  # as the literature has them
-    assert sizes == sorted([(2, 10), (2, 15), (3, 10), (4, 15), (4, 15), (4, 5), (5, 6), (6, 10), (6, 10), (6, 10), (8, 15), (10, 6),
-                            (12, 10), (12, 5), (20, 6), (24, 5), (60, 1)])
+    sizes = sorted(
+        (conjugates.shape[1], len(conjugates)) for _, conjugates in found
+    )  # as the literature has them
+    assert sizes == sorted(
+        [
+            (2, 10),
+            (2, 15),
+            (3, 10),
+            (4, 15),
+            (4, 15),
+            (4, 5),
+            (5, 6),
+            (6, 10),
+            (6, 10),
+            (6, 10),
+            (8, 15),
+            (10, 6),
+            (12, 10),
+            (12, 5),
+            (20, 6),
+            (24, 5),
+            (60, 1),
+        ]
+    )
     then = lambda x, y: tuple(y[i] for i in x)
     for _, conjugates in found:
         group = {PERMS[z] for z in conjugates[-1]}
         assert {then(x, y) for x in group for y in group} == group
-    assert power2022.cycles(PERMS.index((3, 4, 2, 0, 1))) == "(0 3)(1 4)" and power2022.cycles(PERMS.index((0, 2, 3, 1, 4))) == "(1 2 3)"
+    assert (
+        power2022.cycles(PERMS.index((3, 4, 2, 0, 1))) == "(0 3)(1 4)"
+        and power2022.cycles(PERMS.index((0, 2, 3, 1, 4))) == "(1 2 3)"
+    )
 
 
 def test_sharpness_of_a_quadratic_is_that_of_a_corner_of_the_box():
     random = np.random.default_rng(0)
     w, curvature = (torch.from_numpy(random.normal(size=8) * 3) for _ in range(2))
     box = 0.05 * (w.abs() + 1)
-    f = lambda v: 0.7 + (curvature.square() * (v - w).square()).sum()           # w is its minimum
+    f = lambda v: 0.7 + (curvature.square() * (v - w).square()).sum()  # w is its minimum
     highest = (curvature * box).square().sum().item()
     assert power2022.sharpness(f, w, box) == pytest.approx(100 * highest / 1.7, rel=1e-9)
-    f = lambda v: 2 + (curvature * (v - w)).sum() - 0.1 * (v - w).square().sum()  # its maximum is not in the box
+    f = lambda v: (
+        2 + (curvature * (v - w)).sum() - 0.1 * (v - w).square().sum()
+    )  # its maximum is not in the box
     corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=8)), dtype=torch.float64)
     highest = max(f(w + corner * box).item() for corner in corners)
     assert power2022.sharpness(f, w, box) == pytest.approx(100 * (highest - 2) / 3, rel=1e-9)
-    f = lambda v: 2 - (v - w - box / 3).square().sum()                           # its maximum is inside, a third out
-    assert power2022.sharpness(f, w, box) == pytest.approx(100 * (2 - f(w).item()) / (1 + f(w).item()), rel=0.02)
+    f = lambda v: 2 - (v - w - box / 3).square().sum()  # its maximum is inside, a third out
+    assert power2022.sharpness(f, w, box) == pytest.approx(
+        100 * (2 - f(w).item()) / (1 + f(w).item()), rel=0.02
+    )
     assert power2022.sharpness(lambda v: (v * 0).sum(), w, box) == 0
 
 
 def test_sharpness_of_a_run_is_that_of_its_training_loss(tmp_path, monkeypatch):
-    run, = grok.train(Config(**TINY, outliers=5), quiet=True)
-    boxes, seen, w = dict(tiny=lambda w: 1e-9 * (w.abs() + 1), wide=lambda w: 1e-2 * (w.abs() + 1)), [], run.state["W"]
+    (run,) = grok.train(Config(**TINY, outliers=5), quiet=True)
+    boxes, seen, w = (
+        dict(tiny=lambda w: 1e-9 * (w.abs() + 1), wide=lambda w: 1e-2 * (w.abs() + 1)),
+        [],
+        run.state["W"],
+    )
     with monkeypatch.context() as changed:
         changed.setattr(power2022, "BOXES", boxes)
         found = power2022.run_sharpness(run)
     assert 0 <= found["tiny"] < 1e-3 < found["wide"]
-    monkeypatch.setattr(power2022, "sharpness", lambda loss, w, box: seen.append((loss(w).item(), box)))
+    monkeypatch.setattr(
+        power2022, "sharpness", lambda loss, w, box: seen.append((loss(w).item(), box))
+    )
     power2022.run_sharpness(run)
     assert [loss for loss, _ in seen] == pytest.approx([run.log[-1]["train_loss"]] * 2, abs=1e-5)
-    assert torch.equal(seen[0][1], 0.001 * (w.abs() + 1)) and torch.equal(seen[1][1], 0.01 * w.abs())
+    assert torch.equal(seen[0][1], 0.001 * (w.abs() + 1)) and torch.equal(
+        seen[1][1], 0.01 * w.abs()
+    )
 
 
 def test_the_map_joins_the_points_that_it_shows():
-    run, = grok.train(Config(**TINY | dict(p=23, steps=5)), quiet=True)
+    (run,) = grok.train(Config(**TINY | dict(p=23, steps=5)), quiet=True)
     for axes in power2022.output_map(run).axes:
         points, joined = axes.lines[0].get_xydata(), [line.get_xydata() for line in axes.lines[1:]]
         step = int(axes.get_title().split("z+")[1].split(",")[0])
@@ -416,67 +776,127 @@ def test_the_map_joins_the_points_that_it_shows():
 
 
 def test_figures_3_and_7_write_a_row_for_all_that_they_look_at(tmp_path):
-    runs = grok.train(Config.grid(**TINY | dict(steps=60, p=17), seed=[0, 1], frac=[0.4, 0.5]), out=tmp_path, quiet=True)
+    runs = grok.train(
+        Config.grid(**TINY | dict(steps=60, p=17), seed=[0, 1], frac=[0.4, 0.5]),
+        out=tmp_path,
+        quiet=True,
+    )
     power2022.make("7", tmp_path)
-    rows = list(csv.DictReader(open(tmp_path / "sharpness.csv")))
+    with open(tmp_path / "sharpness.csv") as file:
+        rows = list(csv.DictReader(file))
     assert [(row["seed"], row["frac"], float(row["val_acc"])) for row in rows] == [
-        (str(run.config.seed), str(run.config.frac), pytest.approx(run.log[-1]["val_acc"])) for run in runs]
+        (str(run.config.seed), str(run.config.frac), pytest.approx(run.log[-1]["val_acc"]))
+        for run in runs
+    ]
     power2022.make("3", tmp_path)
-    rows = list(csv.DictReader(open(tmp_path / "relations.csv")))
+    with open(tmp_path / "relations.csv") as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 2 * 8 and len(list(tmp_path.glob("map-*.png"))) >= 2
     first, last = power2022.relation_rows(runs[0]), power2022.relation_rows(runs[3])
-    assert [row["apart"] for row in rows[:16] + rows[-16:]] == [str(row["apart"]) for row in (*first, *last)]
-    ranked = [[-float(row["F"]) for row in rows[i:i + 8]] for i in range(0, 64, 8)]
-    assert ranked == [sorted(values) for values in ranked] and [row["rank"] for row in rows] == [str(1 + i % 8) for i in range(64)]
+    assert [row["apart"] for row in rows[:16] + rows[-16:]] == [
+        str(row["apart"]) for row in (*first, *last)
+    ]
+    ranked = [[-float(row["F"]) for row in rows[i : i + 8]] for i in range(0, 64, 8)]
+    assert ranked == [sorted(values) for values in ranked] and [row["rank"] for row in rows] == [
+        str(1 + i % 8) for i in range(64)
+    ]
 
 
 def test_the_points_of_the_sharpness_map_are_the_rows():
-    rows = [dict(op="s5_xy", frac=0.5, phi=x, phi_relative=5 - x, val_acc=y) for x, y in [(1, 1), (2, 3), (3, 2), (4, 4)]]
-    one, other = power2022.sharpness_map(rows).axes                                   # 1 - 6 · 2 / (4³ - 4) = 0.8
-    assert drawn(one) == [[(1, 1), (2, 3), (3, 2), (4, 4)]] and drawn(other) == [[(4, 1), (3, 3), (2, 2), (1, 4)]]
-    assert "ρ = 0.800" in one.get_legend().texts[0].get_text() and "ρ = -0.800" in other.get_legend().texts[0].get_text()
+    rows = [
+        dict(op="s5_xy", frac=0.5, phi=x, phi_relative=5 - x, val_acc=y)
+        for x, y in [(1, 1), (2, 3), (3, 2), (4, 4)]
+    ]
+    one, other = power2022.sharpness_map(rows).axes  # 1 - 6 · 2 / (4³ - 4) = 0.8
+    assert drawn(one) == [[(1, 1), (2, 3), (3, 2), (4, 4)]] and drawn(other) == [
+        [(4, 1), (3, 3), (2, 2), (1, 4)]
+    ]
+    assert (
+        "ρ = 0.800" in one.get_legend().texts[0].get_text()
+        and "ρ = -0.800" in other.get_legend().texts[0].get_text()
+    )
 
 
 # --- tables.py ------------------------------------------------------------------------------------
 
+
 def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, monkeypatch):
-    rows = ["op,lr,speed,seed,val_99,best_val_acc", "a,0.1,0,1,100,0.99", "a,0.1,0,2,300,0.99", "a,0.01,0,1,,0.5", "a,0.01,0,2,,0.25",
-            "a,0.1,10,1,50,0.99", "a,0.1,10,2,,0.75", "a,0.01,10,2,90,1.0", "a,0.01,10,1,40,1.0", "b,0.1,2,1,7,1.0",
-            "c,0.1,0,1,100,1", "c,0.1,0,2,,0", "c,0.1,9,1,50,1", "c,0.1,9,2,70,1", "c,0.1,9,3,70,1"]
+    rows = [
+        "op,lr,speed,seed,val_99,best_val_acc",
+        "a,0.1,0,1,100,0.99",
+        "a,0.1,0,2,300,0.99",
+        "a,0.01,0,1,,0.5",
+        "a,0.01,0,2,,0.25",
+        "a,0.1,10,1,50,0.99",
+        "a,0.1,10,2,,0.75",
+        "a,0.01,10,2,90,1.0",
+        "a,0.01,10,1,40,1.0",
+        "b,0.1,2,1,7,1.0",
+        "c,0.1,0,1,100,1",
+        "c,0.1,0,2,,0",
+        "c,0.1,9,1,50,1",
+        "c,0.1,9,2,70,1",
+        "c,0.1,9,3,70,1",
+    ]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "made.csv").write_text("\n".join(rows) + "\n")
     monkeypatch.setattr(tables, "STUDIES", tmp_path)
     assert list(tables.cells("made.csv", "op=a speed lr?", "n reached val_99 /speed=0")) == [
         ["speed", "lr", "n", "reached 99 %", "99 % of validation", "by that of speed=0"],
-        ["0", "0.1", "2", "2 of 2", "200 (100–300)", "1"], ["10", "0.01", "2", "2 of 2", "65 (40–90)", "0.350 (0.300–0.400)"]]
+        ["0", "0.1", "2", "2 of 2", "200 (100–300)", "1"],
+        ["10", "0.01", "2", "2 of 2", "65 (40–90)", "0.350 (0.300–0.400)"],
+    ]
     assert list(tables.cells("made.csv", "op=a speed=10 lr", "val_99 best_val_acc"))[1:] == [
-        ["0.01", "65 (40–90)", "1"], ["0.1", "never (50–never)", "0.870 (0.750–0.990)"]]
+        ["0.01", "65 (40–90)", "1"],
+        ["0.1", "never (50–never)", "0.870 (0.750–0.990)"],
+    ]
     assert list(tables.cells("made.csv", "op=c speed=9", "/speed=0"))[1:] == [["0.500, n = 1"]]
-    assert list(tables.cells("made.csv", "op=a speed=10 lr?", "/speed=0"))[1:] == [["0.01", "0.350 (0.300–0.400)"]]
+    assert list(tables.cells("made.csv", "op=a speed=10 lr?", "/speed=0"))[1:] == [
+        ["0.01", "0.350 (0.300–0.400)"]
+    ]
     text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
-    assert tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n| a | 8 |\n| b | 1 |\n| c | 5 |\n\ny"
-    assert list(tables.cells("made.csv", "op speed=0 lr>", "n")) == [["op", "0.01", "0.1"], ["a", "2", "2"], ["c", "–", "2"]]
-    assert list(tables.cells("made.csv", "op=(?!b). speed=0 op", "n"))[1:] == [["a", "4"], ["c", "2"]]
+    assert (
+        tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n"
+        "| a | 8 |\n| b | 1 |\n| c | 5 |\n\ny"
+    )
+    assert list(tables.cells("made.csv", "op speed=0 lr>", "n")) == [
+        ["op", "0.01", "0.1"],
+        ["a", "2", "2"],
+        ["c", "–", "2"],
+    ]
+    assert list(tables.cells("made.csv", "op=(?!b). speed=0 op", "n"))[1:] == [
+        ["a", "4"],
+        ["c", "2"],
+    ]
     assert list(tables.cells("made.csv", "op=c speed=9", "n val_99~seed"))[1:] == [["3", "0.87"]]
     inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
     assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
-    assert tables.computed("<!-- made.csv: op=b lr?: val_99 -->?<!-- -->") == "<!-- made.csv: op=b lr?: val_99 -->7<!-- -->"
+    assert (
+        tables.computed("<!-- made.csv: op=b lr?: val_99 -->?<!-- -->")
+        == "<!-- made.csv: op=b lr?: val_99 -->7<!-- -->"
+    )
     (tmp_path / "three.py").write_text("1\n\n3\n")
     assert tables.computed("<!-- three.py -->?<!-- --> lines") == "<!-- three.py -->3<!-- --> lines"
 
 
 def test_the_readmes_say_what_the_results_say():
     texts = [readme.read_text() for readme in tables.READMES]
-    assert [tables.computed(text) for text in texts] == texts and all("<!-- " in text for text in texts)
+    assert [tables.computed(text) for text in texts] == texts and all(
+        "<!-- " in text for text in texts
+    )
 
 
 # --- speed.py -------------------------------------------------------------------------------------
 
+
 def test_the_plain_program_has_as_many_weights_and_learns():
-    config = Config(**TINY, frac=0.1, weight_decay=0)                            # a dozen equations to memorise
+    config = Config(**TINY, frac=0.1, weight_decay=0)  # a dozen equations to memorise
     sizes = dict(zip(config.model().shapes, config.model().sizes))
     matrices = [w for w in speed.Plain(config).parameters() if w.dim() > 1]
-    assert sum(w.numel() for w in matrices) == sum(n for name, n in sizes.items() if "norm" not in name) + 4 * config.width
+    assert (
+        sum(w.numel() for w in matrices)
+        == sum(n for name, n in sizes.items() if "norm" not in name) + 4 * config.width
+    )
     advance = speed.plain(config, torch.device("cpu"))
     advance(400)
     assert np.mean([advance(1) for _ in range(10)]) < 0.5 * np.log(11)
