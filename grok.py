@@ -455,7 +455,7 @@ class Record:
 
     def finished(self) -> bool:
         c = self.config
-        there = self.log and 0 < c.until and self.log[-1]["val_acc"] >= max(c.until, c.expect)
+        there = self.log and c.until > 0 and self.log[-1]["val_acc"] >= max(c.until, c.expect)
         return self.diverged or self.step >= c.steps or bool(there)
 
     def due(self, step: int) -> bool:
@@ -669,7 +669,7 @@ def train(
     Afterwards the model is in evaluation mode. Raises UsageError, and what a study raises."""
     run = fit(config, Path(out) if out else None, method, None if quiet else show)
     if not quiet:
-        summary({config.op: run})
+        summary([config.op], [run])
     return run
 
 
@@ -992,12 +992,15 @@ def on_terminal() -> bool:
         return False
 
 
-def say(text: str, end: str = "\n") -> None:
-    """Prints on standard output, whatever that is: where nobody can read it, training goes on."""
+def say(text: str, live: bool = False) -> None:
+    """Prints on standard output, whatever that is: where nobody can read it, training goes on. On a
+    terminal, the next text takes the place of a live one."""
     letters = getattr(sys.stdout, "encoding", None) or "utf-8"  # may lack the summary's "▁"
     text = text.encode(letters, "replace").decode(letters)
+    if live:
+        text = text[: shutil.get_terminal_size().columns - 1]
     try:
-        print("\r\x1b[K" * on_terminal() + text, end=end, flush=True)
+        print("\r\x1b[K" * on_terminal() + text, end="" if live else "\n", flush=True)
     except ValueError:
         pass  # it is closed
     except OSError:  # its reader is gone, or the disk is full: empty its buffer elsewhere
@@ -1005,13 +1008,9 @@ def say(text: str, end: str = "\n") -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say_in_place(text: str) -> None:
-    say(text[: shutil.get_terminal_size().columns - 1], end="")
-
-
 def complain(problem: object) -> None:
     """Prints on standard error, in one line, whatever characters there are in it."""
-    say("", end="")  # clears the live line
+    say("", live=True)  # clears the live line
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(problem))
     with contextlib.suppress(OSError, ValueError):
         print(f"grok.py: {line}", file=sys.stderr, flush=True)
@@ -1027,16 +1026,18 @@ def show(run: Run) -> None:
     text = f"update {run.step:>7,}  train {train:.3f}  val {val:.3f}  {rate:,.1f} updates/s"
     if on_terminal():
         left = (run.config.steps - run.step) / rate / 60
-        say_in_place(f"{text}, at most {left:,.1f} min left")
-    elif run.finished() or len({row["step"].bit_length() for row in run.log[-2:]}) > 1:
+        say(f"{text}, at most {left:,.1f} min left", live=True)
+        return
+    before = run.log[-2]["step"] if len(run.log) > 1 else 0
+    if run.step.bit_length() > before.bit_length() or run.finished():
         say(text)
 
 
-def summary(records: dict[str, Record]) -> None:
+def summary(names: list[str], records: list[Record]) -> None:
     """Says how runs have ended, a line for each."""
-    wide = max(map(len, records))
+    wide = max(map(len, names))
     say(f"{'':{wide}}  train 99 %    val 99 %  best val   updates   seconds  validation")
-    for name, record in records.items():
+    for name, record in zip(names, records, strict=True):
         say(f"{name:{wide}}{result(record)}")
 
 
@@ -1073,6 +1074,9 @@ class Sweep:
                 status[folder] = self.take(folder)
             if None in status.values():
                 time.sleep(1)  # those are in other hands, which may leave them
+        for folder in self.runs:
+            if status[folder] == 0:
+                self.read(folder)
         return max(status.values())
 
     def employ(self) -> None:
@@ -1122,17 +1126,20 @@ class Sweep:
         if self.quiet or len(self.runs) == 1 or time.monotonic() < self.looked + 1:
             return
         training, self.looked = 0, time.monotonic()
-        for folder in self.runs.keys() - self.records.keys():
-            with contextlib.suppress(UsageError):
+        for folder in [folder for folder in self.runs if folder not in self.records]:
+            with contextlib.suppress(UsageError):  # what is damaged `take` will say
                 record = self.read(folder)
                 training += record.step > 0 and not record.finished()
                 if record.finished() and not on_terminal():
                     say(f"{self.names[folder]}{result(record)}")
         if on_terminal():
-            done, left = len(self.records), len(self.runs) - len(self.records)
-            spent = sum(record.seconds for record in self.records.values())
-            minutes = f"{spent / done * left / self.jobs / 60:,.1f}" if done else "?"
-            say_in_place(f"{done} done, {training} of {left} in training, {minutes} min left")
+            done, count = len(self.records), len(self.runs)
+            text = f"{done} of {count} runs done, {training} in training"
+            if done:
+                spent = sum(record.seconds for record in self.records.values())
+                minutes = spent / done * (count - done) / self.jobs / 60
+                text += f", about {minutes:,.1f} min left"
+            say(text, live=True)
 
 
 def work(runs: dict[Path, Config], method: type[Run]) -> None:
@@ -1163,7 +1170,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def print_help(self, file: object = None) -> None:
-        say(self.format_help(), end="")
+        say(self.format_help())
 
 
 def parser(config: type[Config]) -> Parser:
@@ -1241,12 +1248,12 @@ def command(
             lay_out(folder, c, method, words)
     sweep = Sweep(runs, method, jobs, "quiet" in given)
     status = sweep.train()
-    records = {sweep.names[folder]: record for folder, record in sweep.records.items()}
+    records = {folder: sweep.records[folder] for folder in runs if folder in sweep.records}
     if records and not sweep.quiet:
-        summary(records)
+        summary([sweep.names[folder] for folder in records], list(records.values()))
         say(given["resume"])
     missed = [record for record in records.values() if record.best() < record.config.expect]
-    if missed and not status:
+    if missed:
         expect = missed[0].config.expect
         complain(f"--expect {expect}: missed in {len(missed)} runs; see {given['resume']}")
     return status or min(1, len(missed))

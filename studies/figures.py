@@ -21,6 +21,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import grok
 import numpy as np
 

@@ -398,6 +398,18 @@ def test_what_grok_writes_is_what_is_read(tmp_path):
         } | dict(op="x_plus_y mod 11")
 
 
+def test_version_3_s_folders_are_read_beside_version_2_s(tmp_path):
+    version3 = figures.grok  # the one that figures.py itself reads settings of
+    one = version3.train(version3.Config(**TINY, seed=3), out=tmp_path / "3" / "run", quiet=True)
+    (two,) = grok.train(Config(**TINY, seed=2), out=tmp_path / "2", quiet=True)
+    (_, second), (_, third) = figures.read_runs([tmp_path])
+    assert third == one.log
+    assert second == two.log
+    ((settings, _),) = figures.read_runs([tmp_path / "3"])
+    fixed = {k: v for k, v in one.config.fixed().items() if k != "p"}
+    assert settings == fixed | dict(op="x_plus_y mod 11")
+
+
 def test_a_title_is_wrapped_and_says_what_differs_from_the_nearer_recipe(tmp_path):
     grok.train(
         Config.grid(**TINY | grok.FAST | dict(steps=2, layers=1, decay_to="init"), seed=[0, 1]),
