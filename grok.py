@@ -65,6 +65,9 @@ __version__ = "3.0.0"
 class UsageError(ValueError):
     """A mistake of the caller's, said in one line: what was given, and what would do."""
 
+    def __init__(self, problem: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in problem))
+
 
 # --- 1. Operations. To add one: grok.OPS["mine"] = grok.Op("x + 2y mod p", lambda x, y, p: ...) ---
 
@@ -253,7 +256,7 @@ def number(kind: type, text: str, interval: str) -> int | float | None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     try:
         value = kind(text if text.isdecimal() else float(text))
-        inside = low <= value <= high and value == float(text)
+        inside = low <= value <= high and (text.isdecimal() or value == float(text))
     except (ValueError, OverflowError):
         return None
     open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
@@ -287,7 +290,7 @@ def checked(f: Field, given: object) -> object:
 
 def seed_of(seed: int, purpose: str, number: int = 0) -> int:
     """A seed of its own for each purpose and number, for numpy's and torch's generators alike."""
-    entropy = [seed, number, *purpose.encode()]
+    entropy = [number, len(purpose), *purpose.encode(), seed]  # seed, of any length, comes last
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
@@ -474,6 +477,9 @@ class Run(Record):
         super().__init__(config)
         self.device = pick_device(config.device)
         inputs, *rest = self.build_data()
+        self.checksum = 0  # of the data: the same operation by name may be another by function
+        for t in (*inputs, *rest):
+            self.checksum = zlib.crc32(t.cpu().numpy().tobytes(), self.checksum)
         self.inputs = [t.to(self.device) for t in inputs]
         self.labels, self.train_rows, self.val_rows = (t.to(self.device) for t in rest)
         self.epochs: dict[int, Tensor] = {}  # those that the latest batch is of
@@ -511,7 +517,8 @@ class Run(Record):
             anchors = {w: w.detach().clone() for w in weights}
         else:
             norms = [m for m in self.model.modules() if isinstance(m, nn.LayerNorm)]
-            anchors = {norm.weight: torch.ones_like(norm.weight) for norm in norms}
+            scales = [norm.weight for norm in norms if norm.elementwise_affine]
+            anchors = {scale: torch.ones_like(scale) for scale in scales}
         return AnchoredAdamW(weights, anchors, **options)
 
     def build_schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
@@ -583,7 +590,8 @@ class Run(Record):
     @torch.no_grad()
     def add_noise(self, sigma: float) -> None:
         for w in self.model.parameters():
-            w.add_(torch.randn_like(w), alpha=sigma)
+            if w.requires_grad:
+                w.add_(torch.randn_like(w), alpha=sigma)
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, Tensor]:
@@ -735,7 +743,7 @@ def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
             resumed.advance()
     again = resumed.model.state_dict()
     for name, w in whole.model.state_dict().items():
-        if not torch.equal(w, again[name]):
+        if not torch.allclose(w, again[name], rtol=0, atol=0, equal_nan=True):
             raise UsageError(f"{method.__name__}: does not resume exactly: {name} differs")
 
 
@@ -779,11 +787,8 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
 
 
 def identity(run: Run) -> dict[str, object]:
-    """What makes a run what it is; the same operation by name may be another by function."""
-    data = b"".join(
-        t.cpu().numpy().tobytes() for t in (*run.inputs, run.labels, run.train_rows, run.val_rows)
-    )
-    return run.config.fixed() | dict(method=type(run).__name__, data=zlib.crc32(data))
+    """What makes a run what it is."""
+    return run.config.fixed() | dict(method=type(run).__name__, data=run.checksum)
 
 
 def compare(folder: Path | None, there: dict[str, object], here: dict[str, object]) -> None:
@@ -1009,11 +1014,10 @@ def say(text: str, live: bool = False) -> None:
 
 
 def complain(problem: object) -> None:
-    """Prints on standard error, in one line, whatever characters there are in it."""
+    """Prints on standard error, which nobody may read, either."""
     say("", live=True)  # clears the live line
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(problem))
     with contextlib.suppress(OSError, ValueError):
-        print(f"grok.py: {line}", file=sys.stderr, flush=True)
+        print(f"grok.py: {problem}", file=sys.stderr, flush=True)
 
 
 complain_once = functools.cache(complain)
@@ -1261,12 +1265,9 @@ def command(
 
 def names_of(configs: list[Config]) -> list[str]:
     """What tells the runs of a command apart."""
-    names = [f.name for f in fields(configs[0]) if f.name not in ("op", "seed")]
-    varied = [name for name in names if len({getattr(c, name) for c in configs}) > 1]
-    return [
-        ", ".join([c.op, *(f"{name} {getattr(c, name)}" for name in (*varied, "seed"))])
-        for c in configs
-    ]
+    rows = [c.fixed() for c in configs]
+    varied = [name for name in rows[0] if len({row[name] for row in rows}) > 1 and name != "op"]
+    return [", ".join([row["op"], *(f"{name} {row[name]}" for name in varied)]) for row in rows]
 
 
 def asked_for(
