@@ -190,6 +190,7 @@ class Config:
             nearest = sorted(filter(is_prime, range(4096)), key=lambda n: abs(n - self.p))[:2]
             near = ", ".join(map(str, sorted(nearest)))
             raise UsageError(f"--p {self.p}: {self.op} needs a prime modulus (nearest: {near})")
+        pick_device(self.device)
         if self.width % self.heads:
             raise UsageError(f"--heads {self.heads}: must divide --width {self.width}")
         size, some = self.table_size, self.train_size
@@ -477,9 +478,6 @@ class Run(Record):
         super().__init__(config)
         self.device = pick_device(config.device)
         inputs, *rest = self.build_data()
-        self.checksum = 0  # of the data: the same operation by name may be another by function
-        for t in (*inputs, *rest):
-            self.checksum = zlib.crc32(t.cpu().numpy().tobytes(), self.checksum)
         self.inputs = [t.to(self.device) for t in inputs]
         self.labels, self.train_rows, self.val_rows = (t.to(self.device) for t in rest)
         self.epochs: dict[int, Tensor] = {}  # those that the latest batch is of
@@ -618,7 +616,7 @@ class Run(Record):
             measured = self.measure(self.model)
         columns = {name: float(f"{float(value):.7g}") for name, value in measured.items()}
         row = dict(step=self.step, **columns, seconds=round(self.seconds, 3))
-        if self.log and self.log[0].keys() != row.keys():
+        if self.log and list(self.log[0]) != list(row):
             raise UsageError(f"measure: {', '.join(row)}: not the columns of the rows before")
         self.diverged = not math.isfinite(row["train_loss"] + row["val_loss"] + row["weight_norm"])
         if not self.diverged:
@@ -769,12 +767,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 def lay_out(folder: Path, config: Config, method: type[Run], command: object = None) -> None:
     """Writes the config.json of a run, once. Raises UsageError if that of another is there."""
+    mine, settings = identity(config, method), asdict(config) | config.fixed()
     if (folder / "config.json").exists():
-        compare(folder, read_config(folder, type(config), method).fixed(), config.fixed())
+        about = read_about(folder)
+        there = {k: v for k, v in about["settings"].items() if k in mine or k not in settings}
+        compare(folder, there | dict(method=about["method"], table=about["table"]), mine)
         return
     about = dict(
-        settings=asdict(config) | config.fixed(),
-        method=method.__name__,
+        settings=settings,
+        method=mine["method"],
+        table=mine["table"],
         command=command,
         grok=__version__,
         python=platform.python_version(),
@@ -786,9 +788,16 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
     write(folder / "config.json", json.dumps(about, indent=1).encode())
 
 
-def identity(run: Run) -> dict[str, object]:
+def identity(config: Config, method: type[Run]) -> dict[str, object]:
     """What makes a run what it is."""
-    return run.config.fixed() | dict(method=type(run).__name__, data=run.checksum)
+    table = checksum(config.op, OPS[config.op], config.p)
+    return config.fixed() | dict(method=method.__name__, table=table)
+
+
+@functools.cache
+def checksum(name: str, op: Op, p: int) -> int:
+    """Of the table of an operation: what has the same name may be another `op`."""
+    return zlib.crc32(equations(name, p)[2].tobytes())
 
 
 def compare(folder: Path | None, there: dict[str, object], here: dict[str, object]) -> None:
@@ -806,11 +815,11 @@ class Records:
         self.run, self.folder = run, run.folder
         self.saved, self.cost = -math.inf, 0.0  # when the last checkpoint was written; seconds
         self.stateful = stateful(run)
-        if (self.folder / "checkpoint.pt").exists():
+        if has_checkpoint(self.folder):
             restore(run, read_checkpoint(self.folder, run.device))
         else:
             self.save()
-        write(self.folder / "metrics.csv", csv_text(run, run.log).encode())
+        self.rewrite()
 
     def keep(self) -> None:
         """After each update: a row if there is a new one, and a checkpoint for at most 1 % of the
@@ -823,8 +832,14 @@ class Records:
             self.save()
 
     def close(self) -> None:
-        write(self.folder / "metrics.csv", csv_text(self.run, self.run.log).encode())
+        self.rewrite()
         self.save()
+
+    def rewrite(self) -> None:
+        if self.run.log:
+            write(self.folder / "metrics.csv", csv_text(self.run, self.run.log).encode())
+        else:  # of rows that come again
+            (self.folder / "metrics.csv").unlink(missing_ok=True)
 
     def save(self) -> None:
         start = time.monotonic()
@@ -861,7 +876,7 @@ def pack(run: Run) -> bytes:
             f"dicts of these, or have a state_dict; so not {', '.join(lost)}"
         )
     saved = dict(
-        identity=identity(run),
+        identity=identity(run.config, type(run)),
         progress=dict(step=run.step, seconds=run.seconds, diverged=run.diverged),
         columns=list(run.log[0]) if run.log else [],
         rows=torch.tensor([list(row.values()) for row in run.log], dtype=torch.float64),
@@ -884,7 +899,7 @@ def survives(part: object) -> bool:
 
 def restore(run: Run, saved: dict[str, object]) -> None:
     """Brings a run to where a checkpoint is. Raises UsageError if that is another run's."""
-    compare(run.folder, saved["identity"], identity(run))
+    compare(run.folder, saved["identity"], identity(run.config, type(run)))
     run.step, run.seconds, run.diverged, run.log = saved["progress"].values()
     if run.log and run.step < run.config.steps and not run.due(run.log[-1]["step"]):
         run.log.pop()  # of a last update that is not the last any more
@@ -909,34 +924,48 @@ def unpacked(data: bytes, device: torch.device | str) -> dict[str, object]:
     return saved
 
 
-def read_about(folder: Path) -> tuple[dict[str, object], str, list[str] | None]:
-    """The settings, the method and the command that config.json names. Raises UsageError."""
+def read_about(folder: Path) -> dict[str, object]:
+    """What config.json says; lists are tuples again. Raises UsageError."""
     try:
         about = json.loads((folder / "config.json").read_bytes())
-        return dict(about["settings"]), about["method"], about["command"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        settings = about["settings"].items()
+        about["settings"] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings}
+        return {name: about[name] for name in ("settings", "method", "table", "command")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{folder}/config.json: cannot be read: {error!r:.100}") from None
 
 
-def read_record(folder: Path, config: Config | SimpleNamespace) -> Record:
-    """How far the run of a folder has come, whoever trains it. Raises UsageError."""
-    if (folder / "checkpoint.pt").exists():
-        return Record(config, folder, **read_checkpoint(folder)["progress"])
-    if (folder / "metrics.csv").exists():
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has one. Raises UsageError if it has been lost."""
+    there = (folder / "checkpoint.pt").exists()
+    if not there and (folder / "metrics.csv").exists():
         raise UsageError(f"{folder}: has metrics.csv but no checkpoint.pt; put that back")
-    return Record(config, folder)
+    return there
+
+
+def read_record(
+    folder: Path, config: Config | SimpleNamespace, expected: dict[str, object]
+) -> Record:
+    """How far the run of a folder has come, whoever trains it. Raises UsageError, also if it is
+    not the run that is `expected`."""
+    if not has_checkpoint(folder):
+        return Record(config, folder)
+    saved = read_checkpoint(folder)
+    compare(folder, saved["identity"], {name: expected.get(name) for name in saved["identity"]})
+    return Record(config, folder, **saved["progress"])
 
 
 def read(folder: str | Path, **settings: object) -> list[Record]:
     """The runs recorded in a sweep's folder, or in a run's, that have these settings. Nothing is
     built: their `config` is a namespace of settings. Raises UsageError."""
-    configs = {path: SimpleNamespace(**read_about(path)[0]) for path in runs_in(folder)}
-    if unknown := settings.keys() - set().union(*map(vars, configs.values())):
+    abouts = {path: read_about(path) for path in runs_in(folder)}
+    known = set().union(*(about["settings"] for about in abouts.values()))
+    if unknown := settings.keys() - known:
         raise UsageError(f"{folder}: no run there has a setting {', '.join(unknown)}")
     return [
-        read_record(path, config)
-        for path, config in configs.items()
-        if settings.items() <= vars(config).items()
+        read_record(path, SimpleNamespace(**about["settings"]), about["settings"] | about)
+        for path, about in abouts.items()
+        if settings.items() <= about["settings"].items()
     ]
 
 
@@ -957,13 +986,16 @@ def load(
 
 def read_config(folder: Path, config: type[Config], method: type[Run], **free: object) -> Config:
     """The Config of a folder, with changes. Raises UsageError if another method trained there."""
-    settings, trained_by, command = read_about(folder)
-    if trained_by != method.__name__:
-        program = command[0] if command else "the program that has it"
-        raise UsageError(f"{folder}: is of the method {trained_by}: go on with {program}")
-    if odd := settings.keys() ^ {f.name for f in fields(config)}:
+    about = read_about(folder)
+    if about["method"] != method.__name__:
+        program = about["command"][0] if about["command"] else "the program that has it"
+        raise UsageError(f"{folder}: is of the method {about['method']}: go on with {program}")
+    if odd := about["settings"].keys() ^ {f.name for f in fields(config)}:
         raise UsageError(f"{folder}: is of a program with other settings: {', '.join(odd)}")
-    return config(**settings | free)
+    try:
+        return config(**about["settings"] | free)
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
 
 
 def runs_in(folder: str | Path) -> list[Path]:
@@ -983,6 +1015,9 @@ def write(file: Path, data: bytes) -> None:
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(temporary, file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # which a full disk does not name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1112,14 +1147,18 @@ class Sweep:
             complain(error)
             return 2
         except Exception as error:
-            if not isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)):
+            lack = isinstance(error, (OSError, MemoryError, RuntimeError))  # memory, disk, GPU
+            if not lack or self.method is not Run:
                 traceback.print_exc()
             complain(f"{folder}: ended by {error!r}; what its checkpoint.pt holds is kept")
             return 3
 
     def read(self, folder: Path) -> Record:
         """How far a run is; what is finished is read once."""
-        record = self.records.get(folder) or read_record(folder, self.runs[folder])
+        record = self.records.get(folder)
+        if not record:
+            config = self.runs[folder]
+            record = read_record(folder, config, identity(config, self.method))
         if record.finished():
             self.records[folder] = record
         return record
@@ -1153,7 +1192,7 @@ def work(runs: dict[Path, Config], method: type[Run]) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(130)), daemon=True).start()
     for folder, config in runs.items():
         with contextlib.suppress(Exception):
-            if not read_record(folder, config).finished():
+            if not read_record(folder, config, identity(config, method)).finished():
                 fit(config, folder, method, None)
 
 
@@ -1217,14 +1256,14 @@ def main(
             domain = f"0 ≤ x < {c.elements}, {op.y_from} ≤ y < {c.elements}"
             say(f"{name:32} {op.formula:38} {domain}: {c.table_size:,}")
         return 0
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         complain(error)
         return 2
-    except OSError as error:
-        complain(f"--out {given.get('resume', given.get('out'))}: {error}")
-        return 2
     except KeyboardInterrupt:
-        again = words if "--resume" in words else ["--resume", given.get("resume", "DIR")]
+        again = ["--resume", given.get("resume", "DIR")]
+        for f in fields(config):
+            if f.name in given and not f.metadata["fixed"]:
+                again += [flag(f.name), given[f.name][0]]
         launcher = ["uv", "run"] if "UV_RUN_RECURSION_DEPTH" in os.environ else [sys.executable]
         line = f"main({again})" if argv else shlex.join([*launcher, sys.argv[0], *again])
         complain(f"stopped; go on with: {line}")
@@ -1238,13 +1277,16 @@ def command(
     given: dict[str, object], words: list[str], config: type[Config], method: type[Run]
 ) -> int:
     """Does what the flags say; returns the exit status."""
-    runs = (resumed if "resume" in given else asked_for)(given, config, method)
-    device = pick_device(next(iter(runs.values())).device)
-    others_can_import = hasattr(sys.modules[method.__module__], "__file__")
-    usual = torch.get_num_threads() if device.type == "cpu" and others_can_import else 1
-    jobs = min(len(runs), given.get("jobs", usual))
+    jobs = given.get("jobs", torch.get_num_threads())
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: must be a whole number in [1, inf)")
+    runs = (resumed if "resume" in given else asked_for)(given, config, method)
+    device = pick_device(next(iter(runs.values())).device)
+    if not (importable(config) and importable(method)) or (
+        device.type != "cpu" and "jobs" not in given
+    ):
+        jobs = 1
+    jobs = min(jobs, len(runs))
     if jobs > 1:
         runs = {folder: replace(c, threads=c.threads or 1) for folder, c in runs.items()}
     for folder, c in runs.items():  # all of them first, so that --resume knows the whole sweep
@@ -1261,6 +1303,12 @@ def command(
         expect = missed[0].config.expect
         complain(f"--expect {expect}: missed in {len(missed)} runs; see {given['resume']}")
     return status or min(1, len(missed))
+
+
+def importable(kind: type) -> bool:
+    """Whether another process can import a class, as a worker must."""
+    module = sys.modules[kind.__module__]
+    return hasattr(module, "__file__") and getattr(module, kind.__qualname__, None) is kind
 
 
 def names_of(configs: list[Config]) -> list[str]:
