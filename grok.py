@@ -190,7 +190,6 @@ class Config:
             nearest = sorted(filter(is_prime, range(4096)), key=lambda n: abs(n - self.p))[:2]
             near = ", ".join(map(str, sorted(nearest)))
             raise UsageError(f"--p {self.p}: {self.op} needs a prime modulus (nearest: {near})")
-        pick_device(self.device)
         if self.width % self.heads:
             raise UsageError(f"--heads {self.heads}: must divide --width {self.width}")
         size, some = self.table_size, self.train_size
@@ -1329,6 +1328,7 @@ def asked_for(
     runs = {run_name(c, method): c for c in configs}
     if len(runs) < len(configs):
         raise UsageError("some run is given twice")
+    pick_device(configs[0].device)  # or refuse it before anything is written
     out = Path(given["out"]) if "out" in given else None
     if method is not Run and not (out and any(out.glob("*/checkpoint.pt"))):
         for c in {configs[0], configs[-1]}:  # of which one may be a control

@@ -2793,7 +2793,7 @@ def test_a_full_disk_gets_status_3_and_one_line_and_the_run_resumes(
 
 def test_a_disk_that_is_full_from_the_start_gets_status_2_and_one_line(tmp_path, capfd):
     words = [*flags(out=tmp_path), "--jobs", 1]
-    assert ended(started(*words, prepare=limited(100))) == 2
+    assert ended(started(*words, prepare=limited(400))) == 2
     error = capfd.readouterr().err
     assert one_line(error)
     assert str(tmp_path) in error
