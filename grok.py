@@ -6,7 +6,7 @@
 """Grokking (Power et al. 2022, arXiv 2201.02177) in one file: a small transformer sees part of the
 table of a binary operation, memorises it and, much later, suddenly knows the rest.
 
-    python grok.py --op x_div_y --frac 0.5                 the paper's recipe: a minute or two
+    python grok.py --op x_div_y --frac 0.5                 the paper's recipe: some minutes
     python grok.py --recipe fast --expect 0.99             the same jump in seconds, as a CI gate
     python grok.py --op s5_xy --frac 0.4 0.5 --seed 0 1 2  a sweep of six runs
     python grok.py --resume runs/DIR                       goes on, to the same metrics
@@ -265,6 +265,8 @@ def number(kind: type, text: str, interval: str) -> int | float | None:
 
 def checked(f: Field, given: object) -> object:
     """`given`, a value or a text, as a value of the field `f`. Raises UsageError."""
+    if "allowed" not in f.metadata:
+        raise UsageError(f"{flag(f.name)}: a setting is made by grok.setting")
     allowed, text = f.metadata["allowed"], str(given)
     kind = float if f.type in (float, "float") else type(f.default)
     if kind is str:
@@ -278,7 +280,7 @@ def checked(f: Field, given: object) -> object:
         value = None if None in parts else tuple(parts)
         wanted = f"whole numbers in {allowed}, as in 64,64"
     else:
-        value = number(kind, text, allowed)
+        value = number(kind, text, allowed or "(-inf, inf)")
         wanted = f"a {'whole ' * (kind is int)}number in {allowed}"
     if value is None:
         raise UsageError(f"{flag(f.name)} {text[:60]}: must be {wanted}")
@@ -406,7 +408,7 @@ class CachedTransformer(Transformer):
             or m._forward_pre_hooks
             or m._backward_hooks
             or m._backward_pre_hooks
-            or (isinstance(m, nn.Dropout) and m.training and m.p > 0)
+            or (isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0)
             for m in self.modules()
         )
 
@@ -416,7 +418,7 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, table.flatten(1)).unflatten(1, table.shape[1:])
 
 
-# --- 5. Training. A study subclasses Run and overrides one of its short methods. ------------------
+# --- 5. Training: run = Run(Config()), and while not run.finished(): run.advance() ----------------
 
 
 class AnchoredAdamW(torch.optim.AdamW):
@@ -426,6 +428,9 @@ class AnchoredAdamW(torch.optim.AdamW):
     def __init__(self, params: object, anchors: dict[Tensor, Tensor], **options: object) -> None:
         super().__init__(params, **options)
         self.anchors = anchors
+
+    def __getstate__(self) -> dict[str, object]:
+        return super().__getstate__() | dict(anchors=self.anchors)  # for a copy
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
@@ -437,7 +442,7 @@ class AnchoredAdamW(torch.optim.AdamW):
         return loss
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """How far a run has come."""
 
@@ -446,7 +451,7 @@ class Record:
     step: int = 0  # updates done
     seconds: float = 0.0  # of training, without evaluations
     diverged: bool = False  # whether its loss or its weights were not finite
-    log: list[dict[str, float]] = field(default_factory=list)  # its evaluations
+    log: list[dict[str, float]] = field(default_factory=list, repr=False)  # rows of metrics.csv
 
     def best(self) -> float:
         """The highest validation accuracy of all evaluations."""
@@ -554,7 +559,7 @@ class Run(Record):
     def update(self, rows: Tensor) -> None:
         """One update, on the training rows (B,). Nothing in it waits for the device."""
         c = self.config
-        self.model.zero_grad()
+        self.model.zero_grad()  # not the optimiser's, which may not have all weights
         with self.noisy_weights():
             logits = self.model(*(t[rows] for t in self.inputs))
             loss = self.loss(logits, self.labels[rows])
@@ -613,7 +618,8 @@ class Run(Record):
         with untouched(self.model):  # whatever a study swaps in to measure
             self.model.eval()
             measured = self.measure(self.model)
-        columns = {name: float(f"{float(value):.7g}") for name, value in measured.items()}
+        values = {name: torch.as_tensor(value).item() for name, value in measured.items()}
+        columns = {name: float(f"{v:.7g}") for name, v in values.items()}  # a float32's digits
         row = dict(step=self.step, **columns, seconds=round(self.seconds, 3))
         if self.log and list(self.log[0]) != list(row):
             raise UsageError(f"measure: {', '.join(row)}: not the columns of the rows before")
@@ -627,6 +633,8 @@ class Run(Record):
         return {n: p.state_dict() if hasattr(p, "load_state_dict") else p for n, p in parts.items()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
+        if odd := state.keys() ^ set(self.saved):
+            raise UsageError(f"{', '.join(odd)}: is in `saved` or in the checkpoint, not in both")
         for name, part in state.items():
             if hasattr(getattr(self, name), "load_state_dict"):
                 getattr(self, name).load_state_dict(part)
@@ -640,12 +648,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     such as a running mean, keep their changes."""
     clean = [w.detach().clone() for w in model.parameters()]
     modes = {module: module.training for module in model.modules()}
-    yield
-    with torch.no_grad():
-        for w, before in zip(model.parameters(), clean, strict=True):
-            w.copy_(before)
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for w, before in zip(model.parameters(), clean, strict=True):
+                w.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def pick_device(name: str) -> torch.device:
@@ -689,32 +699,37 @@ def fit(
         stack.enter_context(usual_torch(config))
         run = method(config)
         run.folder = folder
-        records = Records(run) if folder else None
+        files = Files(run) if folder else None
         while not run.finished():
             run.advance()
-            if records:
-                records.keep()
+            if files:
+                files.keep()
             if report and run.due(run.step):
                 report(run)
-        if records:
-            records.close()
+        if files:
+            files.close()
         run.model.eval()
     return run
+
+
+ONE_AT_A_TIME = threading.RLock()  # generators and default types are those of the process
 
 
 @contextlib.contextmanager
 def usual_torch(config: Config) -> Iterator[None]:
     """Within, torch is as after its import, whatever the caller has made of it; afterwards it is
     the caller's again, random generators and all."""
-    device, dtype = pick_device(config.device), torch.get_default_dtype()
-    threads, elsewhere = torch.get_num_threads(), torch.get_default_device().type != "cpu"
+    device = pick_device(config.device)
     devices = [] if device.type == "cpu" else [device]  # by default fork_rng opens every GPU
+    elsewhere = torch.get_default_device().type != "cpu"  # else spare a context that slows calls
     with (
+        ONE_AT_A_TIME,
         torch.inference_mode(False),  # which also switches gradients on
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng(devices, device_type=device.type),
         torch.device("cpu") if elsewhere else contextlib.nullcontext(),
     ):
+        dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(config.threads or threads)
         torch.empty(31 * 2**18)  # 31 MB, once freed, teach glibc to keep memory (man mallopt)
@@ -741,7 +756,10 @@ def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
     again = resumed.model.state_dict()
     for name, w in whole.model.state_dict().items():
         if not torch.allclose(w, again[name], rtol=0, atol=0, equal_nan=True):
-            raise UsageError(f"{method.__name__}: does not resume exactly: {name} differs")
+            raise UsageError(
+                f"{method.__name__}: does not resume exactly: {name} differs; is all that has a "
+                "part in an update in `saved`, and in its state_dict?"
+            )
 
 
 class Busy(UsageError):
@@ -769,13 +787,13 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
     mine, settings = identity(config, method), asdict(config) | config.fixed()
     if (folder / "config.json").exists():
         about = read_about(folder)
-        there = {k: v for k, v in about["settings"].items() if k in mine or k not in settings}
-        compare(folder, there | dict(method=about["method"], table=about["table"]), mine)
+        there = expected(about).items()
+        compare(folder, {k: v for k, v in there if k in mine or k not in settings}, mine)
         return
     about = dict(
         settings=settings,
-        method=mine["method"],
-        table=mine["table"],
+        method=mine["its method"],
+        table=mine["its table"],
         command=command,
         grok=__version__,
         python=platform.python_version(),
@@ -790,7 +808,7 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
 def identity(config: Config, method: type[Run]) -> dict[str, object]:
     """What makes a run what it is."""
     table = checksum(config.op, OPS[config.op], config.p)
-    return config.fixed() | dict(method=method.__name__, table=table)
+    return config.fixed() | {"its method": method.__name__, "its table": table}  # no setting's name
 
 
 @functools.cache
@@ -806,13 +824,13 @@ def compare(folder: Path | None, there: dict[str, object], here: dict[str, objec
         raise UsageError(f"{folder}: holds another run ({said}); name another folder")
 
 
-class Records:
+class Files:
     """What a run in training writes into its folder. The checkpoint is what counts: it holds the
     evaluations, too, and where a run goes on metrics.csv is written anew from them."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.folder = run, run.folder
-        self.saved, self.cost = -math.inf, 0.0  # when the last checkpoint was written; seconds
+        self.written, self.cost = -math.inf, 0.0  # when the last checkpoint was, and its seconds
         self.stateful = stateful(run)
         if has_checkpoint(self.folder):
             restore(run, read_checkpoint(self.folder, run.device))
@@ -827,7 +845,7 @@ class Records:
         if run.log and run.log[-1]["step"] == run.step:
             with open(self.folder / "metrics.csv", "a", newline="", encoding="utf-8") as file:
                 file.write(csv_text(run, run.log[-1:]))
-        if run.step == 1 or time.monotonic() > self.saved + 100 * self.cost:
+        if run.step == 1 or time.monotonic() > self.written + 100 * self.cost:
             self.save()
 
     def close(self) -> None:
@@ -845,8 +863,8 @@ class Records:
         if built := set(stateful(self.run)) ^ set(self.stateful):
             raise UsageError(f"{', '.join(built)}: build it in __init__, as a resumed run would")
         write(self.folder / "checkpoint.pt", pack(self.run))
-        self.saved = time.monotonic()
-        self.cost = self.saved - start
+        self.written = time.monotonic()
+        self.cost = self.written - start
 
 
 def stateful(run: Run) -> list[str]:
@@ -942,15 +960,18 @@ def has_checkpoint(folder: Path) -> bool:
     return there
 
 
-def read_record(
-    folder: Path, config: Config | SimpleNamespace, expected: dict[str, object]
-) -> Record:
-    """How far the run of a folder has come, whoever trains it. Raises UsageError, also if it is
-    not the run that is `expected`."""
+def expected(about: dict[str, object]) -> dict[str, object]:
+    """The identity of a run as its config.json has it, beside settings that are not fixed."""
+    return about["settings"] | {f"its {name}": about[name] for name in ("method", "table")}
+
+
+def read_record(folder: Path, config: Config | SimpleNamespace, mine: dict[str, object]) -> Record:
+    """How far the run of a folder has come, whoever trains it. Raises UsageError, also if it has
+    another identity than `mine`."""
     if not has_checkpoint(folder):
         return Record(config, folder)
     saved = read_checkpoint(folder)
-    compare(folder, saved["identity"], {name: expected.get(name) for name in saved["identity"]})
+    compare(folder, saved["identity"], {name: mine.get(name) for name in saved["identity"]})
     return Record(config, folder, **saved["progress"])
 
 
@@ -962,7 +983,7 @@ def read(folder: str | Path, **settings: object) -> list[Record]:
     if unknown := settings.keys() - known:
         raise UsageError(f"{folder}: no run there has a setting {', '.join(unknown)}")
     return [
-        read_record(path, SimpleNamespace(**about["settings"]), about["settings"] | about)
+        read_record(path, SimpleNamespace(**about["settings"]), expected(about))
         for path, about in abouts.items()
         if settings.items() <= about["settings"].items()
     ]
@@ -1131,7 +1152,8 @@ class Sweep:
                 self.look()
         finally:
             for worker in workers:
-                worker.terminate()
+                if worker.is_alive():  # which it is not where its start has failed
+                    worker.terminate()
 
     def take(self, folder: Path) -> int | None:
         """Trains a run. Returns the exit status it calls for; None if it is in other hands."""
@@ -1149,7 +1171,8 @@ class Sweep:
             lack = isinstance(error, (OSError, MemoryError, RuntimeError))  # memory, disk, GPU
             if not lack or self.method is not Run:
                 traceback.print_exc()
-            complain(f"{folder}: ended by {error!r}; what its checkpoint.pt holds is kept")
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            complain(f"{folder}: ended by {said}; what its checkpoint.pt holds is kept")
             return 3
 
     def read(self, folder: Path) -> Record:
@@ -1200,9 +1223,11 @@ def no_ctrl_c() -> Iterator[None]:
     """Within, Ctrl-C does nothing, and never anything to the processes that start within."""
     here = threading.current_thread() is threading.main_thread()  # elsewhere there is no Ctrl-C
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if here else None
-    yield
-    if here:
-        signal.signal(signal.SIGINT, before)
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, before)
 
 
 class Parser(argparse.ArgumentParser):
@@ -1259,13 +1284,14 @@ def main(
         complain(error)
         return 2
     except KeyboardInterrupt:
-        again = ["--resume", given.get("resume", "DIR")]
+        again = ["--resume", given.get("resume", given.get("out", ""))]
         for f in fields(config):
             if f.name in given and not f.metadata["fixed"]:
                 again += [flag(f.name), given[f.name][0]]
         launcher = ["uv", "run"] if "UV_RUN_RECURSION_DEPTH" in os.environ else [sys.executable]
         line = f"main({again})" if argv else shlex.join([*launcher, sys.argv[0], *again])
-        complain(f"stopped; go on with: {line}")
+        begun = again[1] and Path(again[1]).exists()
+        complain(f"stopped; go on with: {line}" if begun else "stopped before the first run")
         return 130
     except Exception:  # of a study, before its first run
         traceback.print_exc()
@@ -1276,6 +1302,8 @@ def command(
     given: dict[str, object], words: list[str], config: type[Config], method: type[Run]
 ) -> int:
     """Does what the flags say; returns the exit status."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, starting
+        raise UsageError("workers import this program: call main under if __name__ == '__main__':")
     jobs = given.get("jobs", torch.get_num_threads())
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: must be a whole number in [1, inf)")
@@ -1289,18 +1317,19 @@ def command(
     if jobs > 1:
         runs = {folder: replace(c, threads=c.threads or 1) for folder, c in runs.items()}
     for folder, c in runs.items():  # all of them first, so that --resume knows the whole sweep
-        with contextlib.suppress(Busy), locked(folder):
-            lay_out(folder, c, method, words)
+        if not (folder / "config.json").exists():
+            with contextlib.suppress(Busy), locked(folder):
+                lay_out(folder, c, method, words)
     sweep = Sweep(runs, method, jobs, "quiet" in given)
     status = sweep.train()
     records = {folder: sweep.records[folder] for folder in runs if folder in sweep.records}
     if records and not sweep.quiet:
         summary([sweep.names[folder] for folder in records], list(records.values()))
-        say(given["resume"])
+        say(given.get("resume", given.get("out")))
     missed = [record for record in records.values() if record.best() < record.config.expect]
     if missed:
         expect = missed[0].config.expect
-        complain(f"--expect {expect}: missed in {len(missed)} runs; see {given['resume']}")
+        complain(f"--expect {expect}: missed in {len(missed)} runs; see {folder.parent}")
     return status or min(1, len(missed))
 
 
@@ -1325,6 +1354,9 @@ def asked_for(
     configs = config.grid(**(FAST if given.get("recipe") == "fast" else {}) | settings)
     if "p" in settings and all(OPS[c.op].n for c in configs):
         raise UsageError(f"--p {' '.join(settings['p'])}: {configs[0].op} has no modulus")
+    for f in fields(config):
+        if not f.metadata["fixed"] and len(settings.get(f.name, [])) > 1:
+            raise UsageError(f"{flag(f.name)}: takes one value")
     runs = {run_name(c, method): c for c in configs}
     if len(runs) < len(configs):
         raise UsageError("some run is given twice")
@@ -1333,8 +1365,8 @@ def asked_for(
     if method is not Run and not (out and any(out.glob("*/checkpoint.pt"))):
         for c in {configs[0], configs[-1]}:  # of which one may be a control
             rehearse(method, c)
-    given["resume"] = str(out or new_folder())
-    return {Path(given["resume"]) / name: c for name, c in runs.items()}
+    given["out"] = str(out or new_folder())
+    return {Path(given["out"]) / name: c for name, c in runs.items()}
 
 
 def resumed(
@@ -1353,7 +1385,7 @@ def resumed(
 
 def run_name(config: Config, method: type[Run]) -> str:
     """The name of a run's folder, the same whoever starts it."""
-    text = json.dumps(config.fixed() | dict(method=method.__name__), sort_keys=True)
+    text = json.dumps([config.fixed(), method.__name__], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return re.sub(r"[^\w.-]", "_", f"{config.op}-{config.frac:g}-seed{config.seed}-{digest}")
 

@@ -4171,3 +4171,72 @@ def test_the_readme_names_every_flag(name):
 @pytest.mark.parametrize("name", grok.OPS)
 def test_the_readme_names_every_operation(name):
     assert f"`{name}`" in README
+
+
+# --- What hard use of version 3 showed. -----------------------------------------------------------
+
+
+def test_settings_named_like_what_else_identifies_a_run_tell_runs_apart(tmp_path):
+    names = {name: grok.setting("a", "a text", ("a", "b")) for name in ("method", "table")}
+    fields_ = [(name, str, value) for name, value in names.items()]
+    kind = make_dataclass("Named", fields_, bases=(Config,), frozen=True)
+    for name in names:
+        grok.train(kind(**TINY), out=tmp_path / name, quiet=True)
+        with pytest.raises(UsageError, match="another run"):
+            grok.train(kind(**TINY, **{name: "b"}), out=tmp_path / name, quiet=True)
+
+
+def test_state_that_was_not_saved_before_is_not_taken_for_saved(tmp_path, monkeypatch):
+    train(out=tmp_path, method=PlainSGD)
+    monkeypatch.setattr(PlainSGD, "saved", (*grok.Run.saved, "n"))
+    monkeypatch.setattr(PlainSGD, "n", 0, raising=False)
+    with pytest.raises(UsageError, match="^n: "):
+        train(out=tmp_path, method=PlainSGD, steps=40)
+
+
+def test_a_finished_sweep_is_judged_though_nothing_can_be_written(sweep, monkeypatch):
+    def refuse(path, mode="r", reading=open, **more):
+        assert "w" not in mode
+        assert "a" not in mode
+        return reading(path, mode, **more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert resume(sweep, "--expect", "0.999") == 1
+
+
+def test_two_threads_that_train_at_once_give_the_rows_of_each_alone(usual):
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.map(lambda _: train_one(**NOISE), range(2))
+    assert [rows(run) for run in runs] == [usual, usual]
+
+
+def test_an_anchored_optimiser_can_be_copied():
+    run = grok.Run(short(decay_to="init"))
+    anchors = list(copy.deepcopy(run.optimizer).anchors.values())
+    assert all(torch.equal(one, w) for one, w in zip(anchors, run.model.parameters(), strict=True))
+
+
+def test_an_error_under_weight_noise_leaves_the_clean_weights():
+    run = grok.Run(short(weight_noise=0.5))
+    before = vector(run)
+    run.loss = lambda logits, labels: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run.advance()
+    assert torch.equal(vector(run), before)
+
+
+def test_a_field_that_is_no_setting_is_refused():
+    kind = make_dataclass("Bare", [("bare", float, 0.0)], bases=(Config,), frozen=True)
+    with pytest.raises(UsageError, match="--bare: .*grok.setting"):
+        kind()
+
+
+def test_a_number_without_limits_may_be_any():
+    field = ("free", float, grok.setting(0.0, "any number"))
+    kind = make_dataclass("Free", [field], bases=(Config,), frozen=True)
+    assert kind(free="-1e9").free == -1e9
+
+
+def test_several_values_of_what_is_not_fixed_are_refused_by_name(capsys):
+    assert grok.main(["--until", "0.9", "--until", "0.95"]) == 2
+    assert "--until: takes one value" in capsys.readouterr().err
