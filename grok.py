@@ -1364,8 +1364,14 @@ def asked_for(
     out = Path(given["out"]) if "out" in given else None
     if method is not Run and not (out and any(out.glob("*/checkpoint.pt"))):
         for c in {configs[0], configs[-1]}:  # of which one may be a control
-            rehearse(method, c)
+            try:
+                rehearse(method, c)
+            except OSError as error:  # of the study, so no mistake in the command
+                raise RuntimeError(f"{method.__name__}: {error}") from error
     given["out"] = str(out or new_folder())
+    for f in fields(config):  # what --resume has to be given to go as far as this command
+        if not f.metadata["fixed"]:
+            given[f.name] = [str(getattr(configs[0], f.name))]
     return {Path(given["out"]) / name: c for name, c in runs.items()}
 
 
