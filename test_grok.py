@@ -2276,6 +2276,7 @@ def started(*words, prepare=None, typed=False, **kind):
     on the command line."""
 
     def child():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
         if prepare:
             prepare()
         sys.argv = [str(GROK), *map(str, words), "--quiet"]
