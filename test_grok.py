@@ -2990,7 +2990,7 @@ def test_an_operation_redefined_under_its_name_is_refused(
 
 
 def test_resume_of_a_study_s_folder_says_which_program_to_call(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["studies/heavy.py"])
+    monkeypatch.setattr(sys, "argv", ["elsewhere/heavy.py"])
     assert call(out=tmp_path, method=Heavy) == 0
     before = files(tmp_path)
     monkeypatch.setattr(sys, "argv", ["grok.py"])
@@ -2998,7 +2998,7 @@ def test_resume_of_a_study_s_folder_says_which_program_to_call(tmp_path, capsys,
     error = capsys.readouterr().err
     assert one_line(error)
     assert "Heavy" in error
-    assert "studies/heavy.py" in error
+    assert "elsewhere/heavy.py" in error
     assert files(tmp_path) == before
 
 
