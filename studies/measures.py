@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import features
 import grok2 as grok
 import llm
-import progress
+import progress2 as progress
 import spectra
 import tracing
 

@@ -1,0 +1,162 @@
+"""The networks of the works reproduced here, as plain modules that give logits of equations.
+
+    MLP                  EGD's, ⟂Grad's, lazy to rich's, the embedding rate's, and others'
+    NormlessTransformer  Nanda et al.'s, Omnigrok's, Varma et al.'s: one layer, no LayerNorm
+    GrokfastTransformer  Grokfast's and NeuralGrok's: pre-norm, GELU, biases, learned positions
+
+Shapes: B batch, n elements, D width, H heads.
+"""
+
+import math
+from collections.abc import Sequence
+
+import grok
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS = dict(relu=F.relu, gelu=F.gelu, square=torch.square)
+
+
+class OneHot(nn.Module):
+    """nn.Linear of the one-hot codes of several elements, side by side, without the codes: one of
+    them times a matrix is a row of it. `weight` (tokens · n, width) is nn.Linear's, transposed."""
+
+    def __init__(self, n: int, width: int, tokens: int = 2, bias: bool = True) -> None:
+        super().__init__()
+        like = nn.Linear(tokens * n, width, bias)
+        self.n = n
+        self.weight = nn.Parameter(like.weight.detach().T.contiguous())
+        self.bias = like.bias
+
+    def forward(self, *elements: Tensor) -> Tensor:
+        rows = [F.embedding(e + i * self.n, self.weight) for i, e in enumerate(elements)]
+        return sum(rows) if self.bias is None else sum(rows) + self.bias
+
+
+class Embedded(nn.Module):
+    """nn.Linear of the embeddings of several elements, side by side or summed."""
+
+    def __init__(
+        self, n: int, width: int, embed: int, tokens: int = 2, summed: bool = False, **options: bool
+    ) -> None:
+        super().__init__()
+        self.summed = summed
+        self.embed = nn.Embedding(n, embed)
+        self.up = nn.Linear(embed if summed else tokens * embed, width, **options)
+
+    def forward(self, *elements: Tensor) -> Tensor:
+        parts = [self.embed(e) for e in elements]
+        return self.up(sum(parts) if self.summed else torch.cat(parts, dim=1))
+
+
+class MLP(nn.Module):
+    """Layers of the widths `hidden`, then one logit for each of `outputs` answers (all n). `embed`
+    is the width of the elements' embeddings; 0 reads one-hot codes. Weights are PyTorch's."""
+
+    def __init__(
+        self,
+        n: int,
+        hidden: Sequence[int],
+        embed: int = 0,
+        summed: bool = False,
+        tokens: int = 2,
+        outputs: int = 0,
+        bias: bool = True,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        if embed:
+            self.first = Embedded(n, hidden[0], embed, tokens, summed, bias=bias)
+        else:
+            self.first = OneHot(n, hidden[0], tokens, bias)
+        widths = [*hidden, outputs or n]
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.rest = nn.ModuleList(nn.Linear(a, b, bias) for a, b in pairs)
+
+    def forward(self, *elements: Tensor) -> Tensor:
+        """Logits (B, outputs) of the elements (B,) of equations."""
+        h = self.first(*elements)
+        for layer in self.rest:
+            h = layer(self.activation(h))
+        return h
+
+
+class NormlessTransformer(nn.Module):
+    """One layer without LayerNorm that reads x y = and answers at "=", the element n. Attention has
+    no biases, the feed-forward part has. The positions are learned. Weights are N(0, 1/D), the
+    head's N(0, 1/outputs).
+
+    Only "=" is read, and its query is the same for all equations. So scores and values are tables,
+    a row for each element in each place, and an equation takes its rows."""
+
+    def __init__(self, n: int, width: int = 128, heads: int = 4, hidden: int = 512) -> None:
+        super().__init__()
+        self.n, self.heads = n, heads
+        self.embed = nn.Embedding(n + 1, width)
+        self.positions = nn.Parameter(torch.empty(3, width))
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.head = nn.Linear(width, n + 1, bias=False)
+        for name, w in self.named_parameters():
+            variance = 1 / (n + 1) if name == "head.weight" else 1 / width
+            nn.init.normal_(w, std=0 if name.endswith("bias") else math.sqrt(variance))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits (B, n + 1) of the elements x and y (B,)."""
+        equals = torch.full_like(x, self.n)
+        tokens = torch.arange(self.n + 1, device=x.device)
+        places = self.embed(tokens) + self.positions[:, None]  # (3, n + 1, D)
+        query = self.query(places[2, self.n]).unflatten(0, (self.heads, -1))  # (H, D/H)
+        keys = self.key(places).unflatten(2, (self.heads, -1))
+        scores = (keys * query).sum(-1) / math.sqrt(query.shape[1])  # (3, n + 1, H)
+        values = self.value(places)
+        index = [x, y, equals]
+        pattern = torch.stack([F.embedding(t, s) for t, s in zip(index, scores, strict=True)], 1)
+        seen = torch.stack([F.embedding(t, v) for t, v in zip(index, values, strict=True)], 1)
+        pattern = pattern.softmax(dim=1).unsqueeze(-1)  # (B, 3, H, 1)
+        attended = (pattern * seen.unflatten(2, (self.heads, -1))).sum(1).flatten(1)
+        h = places[2, self.n] + self.out(attended)
+        return self.head(h + self.down(F.relu(self.up(h))))
+
+
+class GrokfastBlock(grok.Block):
+    """Pre-norm, GELU, biases. As in the authors' code the sum goes on from the normalised input:
+    h ← LN₁(h), then h + attention(h), then h + MLP(LN₂(h))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Sequential(self.norm1, nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        for layer in (self.query, self.key_value[1]):  # as nn.MultiheadAttention's one (3 D, D)
+            bound = math.sqrt(6 / (4 * width))
+            nn.init.uniform_(layer.weight, -bound, bound)
+        for layer in (self.query, self.key_value[1], self.out):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is None:
+            context = self.key_value(h)
+        keys, values = context.chunk(2, dim=2)
+        h = self.norm1(h)
+        h = h + self.out(self.attention(self.query(h), keys, values))
+        return h + self.down(F.gelu(self.up(self.norm2(h))))
+
+
+class GrokfastTransformer(grok.CachedTransformer):
+    """The decoder of Grokfast's code. Embeddings and positions are learned, from N(0, 1)."""
+
+    def __init__(self, n: int, layers: int = 2, width: int = 128, heads: int = 4) -> None:
+        super().__init__(n, 0, width, heads)
+        self.blocks = nn.ModuleList(GrokfastBlock(width, heads) for _ in range(layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n + 2, bias=False))
+        del self.positions  # which were fixed
+        self.positions = nn.Parameter(torch.randn(4, width))
