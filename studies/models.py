@@ -18,6 +18,15 @@ from torch import Tensor, nn
 ACTIVATIONS = dict(relu=F.relu, gelu=F.gelu, square=torch.square)
 
 
+def refuse_unread(config: grok.Config, *names: str) -> None:
+    """Raises UsageError if a setting that a network does not read is not at its default."""
+    for name in names:
+        if getattr(config, name) != getattr(type(config), name):
+            raise grok.UsageError(
+                f"{grok.flag(name)}: has no effect with this network; leave it out"
+            )
+
+
 class OneHot(nn.Module):
     """nn.Linear of the one-hot codes of several elements, side by side, without the codes: one of
     them times a matrix is a row of it. `weight` (tokens · n, width) is nn.Linear's, transposed."""

@@ -19,7 +19,7 @@ import neuralgrok
 import nonstationary
 import numpy as np
 import optimisers
-import progress
+import progress2 as progress
 import pytest
 import spectra
 import stability

@@ -13,7 +13,7 @@ import lead
 import llm
 import measures
 import numpy as np
-import progress
+import progress2 as progress
 import pytest
 import spectra
 import torch

@@ -28,6 +28,13 @@ class Config(grok.Config):
     l2: float = grok.setting(0.0, "factor on the weights, added to the gradient", "[0, inf)")
     net: str = grok.setting("grok", "grok.py's network or that of their code", ("grok", "theirs"))
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.net == "theirs":
+            models.refuse_unread(
+                self, "dropout", "init_scale", "embed_init_scale", "position_scale"
+            )
+
 
 class Grokfast(grok.Run):
     saved = *grok.Run.saved, "slow"

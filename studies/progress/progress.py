@@ -48,6 +48,9 @@ class Config(grok.Config):
         ]
         if self.op not in known:
             raise grok.UsageError(f"--op {self.op}: must be one of {', '.join(known)}")
+        if self.net == "theirs":
+            scales = "init_scale", "embed_init_scale", "position_scale"
+            models.refuse_unread(self, "layers", "dropout", *scales)
 
 
 def cycle(op, p):
