@@ -1,0 +1,149 @@
+"""Properties of the progress measures, each against sums by hand or a least-squares fit."""
+
+import math
+
+import grok
+import numpy as np
+import progress
+import pytest
+import torch
+from progress import Config, Progress
+
+TINY = dict(p=11, layers=1, width=16, heads=2, batch_size=16, steps=2, until=0.0, threads=1)
+BASE = 8  # of logarithms mod 11; the study's is the least, 2
+
+
+def positions(op):
+    """Places of the elements mod 11 on their circle, -1 for 0 where it has none; their number."""
+    if op in ("x_plus_y", "x_minus_y"):
+        return np.arange(11), 11
+    logarithms = [next(t for t in range(10) if BASE**t % 11 == z) for z in range(1, 11)]
+    return np.array([-1, *logarithms]), 10
+
+
+def cross_entropy(logits, labels):
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+
+
+def losses_by_least_squares(run, keys):
+    """(restricted, excluded) loss by a fit of 1, cos w(x ∘ y), sin w(x ∘ y), a row an equation."""
+    op = run.config.op
+    place, n = positions(op)
+    x, y, z = grok.equations(op, 11)
+    kept = (place[x] >= 0) & (place[y] >= 0)
+    trained = np.isin(np.arange(len(x)), run.train_rows.numpy())[kept]
+    with torch.no_grad():
+        logits = run.model(*run.inputs).double().numpy()[kept]
+    sign = 1 if op in ("x_plus_y", "x_mul_y") else -1
+    turn = 2 * np.pi * (place[x] + sign * place[y])[kept] / n
+    waves = np.stack([f(k * turn) for k in keys for f in (np.cos, np.sin)], axis=1)
+    design = np.concatenate([np.ones((len(turn), 1)), waves], axis=1)
+    fit = np.linalg.lstsq(design, logits, rcond=None)[0]
+    restricted = cross_entropy(design @ fit, z[kept])
+    excluded = cross_entropy(logits - waves @ fit[1:], run.labels.numpy()[kept])
+    return restricted.mean(), excluded[trained].mean()
+
+
+def plant(run, keys):
+    """Makes some frequencies the largest of the embedding."""
+    place, n = positions(run.config.op)
+    with torch.no_grad():
+        for column, k in enumerate(keys):
+            wave = 9 * (place >= 0) * np.cos(2 * np.pi * k * place / n + 1)
+            run.model.embed.weight[:11, column] += torch.from_numpy(wave).float()
+
+
+@pytest.mark.parametrize("net", ["grok", "theirs"])
+@pytest.mark.parametrize("op", ["x_plus_y", "x_minus_y", "x_mul_y", "x_div_y"])
+def test_both_losses_are_projections_on_waves(op, net):
+    tiny = TINY | dict(layers=2) if net == "theirs" else TINY
+    run = Progress(Config(**tiny, op=op, net=net, keys=2, outliers=5))
+    plant(run, [1, 3])
+    measured = run.measure(run.model)
+    expected = losses_by_least_squares(run, [1, 3])
+    others = losses_by_least_squares(run, [2, 4])
+    losses = [measured[name].item() for name in ("restricted_loss", "excluded_loss")]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses != pytest.approx(others, rel=1e-3)
+
+
+class Circle(torch.nn.Module):
+    """The logits 20 cos w(x + y - z) at w = 3 · 2π / 11, and an embedding that turns at `key`."""
+
+    def __init__(self, key):
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 1)
+        self.embed.weight.data[:, 0] = torch.cos(2 * math.pi * key * torch.arange(11) / 11)
+
+    def forward(self, x, y):
+        turn = (x + y)[:, None] - torch.arange(11)
+        return 20 * torch.cos(2 * math.pi * 3 * turn / 11)
+
+
+@pytest.mark.parametrize("key, restricted_is_low", [(3, True), (4, False)])
+def test_a_solution_of_one_frequency_is_all_or_nothing(key, restricted_is_low):
+    run = Progress(Config(**TINY, op="x_plus_y", keys=1))
+    measured = run.measure(Circle(key))
+    terms = [math.exp(20 * math.cos(2 * math.pi * c / 11) - 20) for c in range(11)]
+    low, chance = math.log(sum(terms)), math.log(11)
+    expected = (low, chance) if restricted_is_low else (chance, low)
+    losses = [measured[name].item() for name in ("restricted_loss", "excluded_loss")]
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "embedding, gini",
+    [
+        (lambda turn: torch.stack([turn.cos(), turn.sin()], dim=1), 0.8),  # one frequency of five
+        (lambda turn: torch.eye(11), 0.0),  # all alike
+    ],
+)
+def test_gini_of_known_embeddings(embedding, gini):
+    turn = 2 * math.pi * 3 * torch.arange(11) / 11
+    sizes = progress.spectrum(embedding(turn))
+    assert progress.gini(sizes).item() == pytest.approx(gini, abs=1e-5)
+
+
+def test_gini_is_the_mean_difference_of_all_pairs():
+    sizes = torch.rand(7, generator=torch.Generator().manual_seed(0))
+    differences = (sizes[:, None] - sizes).abs().sum()
+    assert progress.gini(sizes).item() == pytest.approx((differences / (14 * sizes.sum())).item())
+
+
+def test_med_is_the_mean_length_of_neighbours_chords_and_leaves_out_tokens():
+    run = Progress(Config(**TINY, op="x_plus_y"))
+    turn = 2 * math.pi * 3 * torch.arange(11) / 11
+    with torch.no_grad():
+        run.model.embed.weight[:11] = 0
+        run.model.embed.weight[:11, 0] = turn.cos()
+        run.model.embed.weight[:11, 1] = turn.sin()
+        run.model.embed.weight[11:] = 100
+    assert run.measure(run.model)["med"].item() == pytest.approx(2 * math.sin(3 * math.pi / 11))
+
+
+def test_keys_of_a_folder_are_those_of_the_same_run_at_its_end(tmp_path):
+    settings = TINY | dict(op="x_plus_y", lr=0.1, init_scale=6.0, keys=1, steps=30)
+    first = grok.train(Config(**settings), tmp_path / "first", quiet=True, method=Progress)
+    named = Progress(Config(**settings, keys_of=str(tmp_path)))
+    embedding = first.model.embed.weight[:11].detach().numpy()
+    sizes = [
+        np.linalg.norm(np.exp(2j * np.pi * k * np.arange(11) / 11) @ embedding) for k in range(1, 6)
+    ]
+    key = 1 + int(np.argmax(sizes))
+    measured = named.measure(named.model)["restricted_loss"].item()
+    others = [losses_by_least_squares(named, [k])[0] for k in range(1, 6)]
+    assert measured == pytest.approx(others.pop(key - 1), rel=1e-4)
+    assert all(measured != pytest.approx(other, rel=1e-4) for other in others)
+
+
+def test_keys_of_another_run_are_refused(tmp_path):
+    config = Config(**TINY, op="x_plus_y", seed=3)
+    grok.train(config, tmp_path / "first", quiet=True, method=Progress)
+    with pytest.raises(grok.UsageError, match="must hold this run"):
+        Progress(Config(**TINY, op="x_plus_y", keys_of=str(tmp_path)))
+
+
+@pytest.mark.parametrize("op, p", [("x2_plus_y2", 11), ("x_mul_y", 12)])
+def test_an_operation_that_does_not_turn_is_refused(op, p):
+    with pytest.raises(grok.UsageError, match=f"--op {op}: must be one of"):
+        Config(**TINY | dict(op=op, p=p))
