@@ -19,12 +19,23 @@ ACTIVATIONS = dict(relu=F.relu, gelu=F.gelu, square=torch.square)
 
 
 def refuse_unread(config: grok.Config, *names: str) -> None:
-    """Raises UsageError if a setting that a network does not read is not at its default."""
+    """Raises UsageError if a setting that a network or an optimiser does not read is not at its
+    default."""
     for name in names:
         if getattr(config, name) != getattr(type(config), name):
-            raise grok.UsageError(
-                f"{grok.flag(name)}: has no effect with this network; leave it out"
-            )
+            raise grok.UsageError(f"{grok.flag(name)}: has no effect here; leave it out")
+
+
+def last_weights(flag: str, folder: str, **settings: object) -> dict[str, Tensor]:
+    """The weights that the one run with these settings in a folder ended with, a state_dict.
+    Raises UsageError, which names the flag."""
+    records = grok.read(folder, **settings)
+    if len(records) != 1:
+        wanted = ", ".join(f"{name} {value}" for name, value in settings.items())
+        raise grok.UsageError(
+            f"{flag} {folder}: must hold one run with {wanted}; it holds {len(records)}"
+        )
+    return grok.read_checkpoint(records[0].folder)["state"]["model"]
 
 
 class OneHot(nn.Module):
@@ -118,19 +129,34 @@ class NormlessTransformer(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits (B, n + 1) of the elements x and y (B,)."""
-        equals = torch.full_like(x, self.n)
-        tokens = torch.arange(self.n + 1, device=x.device)
-        places = self.embed(tokens) + self.positions[:, None]  # (3, n + 1, D)
-        query = self.query(places[2, self.n]).unflatten(0, (self.heads, -1))  # (H, D/H)
-        keys = self.key(places).unflatten(2, (self.heads, -1))
-        scores = (keys * query).sum(-1) / math.sqrt(query.shape[1])  # (3, n + 1, H)
-        values = self.value(places)
-        index = [x, y, equals]
-        pattern = torch.stack([F.embedding(t, s) for t, s in zip(index, scores, strict=True)], 1)
-        seen = torch.stack([F.embedding(t, v) for t, v in zip(index, values, strict=True)], 1)
-        pattern = pattern.softmax(dim=1).unsqueeze(-1)  # (B, 3, H, 1)
-        attended = (pattern * seen.unflatten(2, (self.heads, -1))).sum(1).flatten(1)
-        h = places[2, self.n] + self.out(attended)
+        tokens = [x, y, torch.full_like(x, self.n)]
+        if self.embed._forward_hooks:  # which are to see a row for each equation
+            return self.of_embeddings(self.embed(torch.stack(tokens, dim=1)))
+        places = self.embed.weight + self.positions[:, None]  # (3, n + 1, D)
+        scores, values = self.scores_and_values(places, places[2, self.n])
+        return self.answer(
+            torch.stack([F.embedding(t, s) for t, s in zip(tokens, scores, strict=True)], dim=1),
+            torch.stack([F.embedding(t, v) for t, v in zip(tokens, values, strict=True)], dim=1),
+            places[2, self.n],
+        )
+
+    def of_embeddings(self, embedded: Tensor) -> Tensor:
+        """The same of the embedded tokens (B, 3, D) of each equation, without tables."""
+        h = embedded + self.positions
+        scores, values = self.scores_and_values(h, h[:, 2:])
+        return self.answer(scores, values, h[:, 2])
+
+    def scores_and_values(self, h: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """What "=", `last`, gives to h (…, D): scores (…, H) and values (…, D)."""
+        query = self.query(last).unflatten(-1, (self.heads, -1))
+        keys = self.key(h).unflatten(-1, (self.heads, -1))
+        return (keys * query).sum(-1) / math.sqrt(query.shape[-1]), self.value(h)
+
+    def answer(self, scores: Tensor, values: Tensor, last: Tensor) -> Tensor:
+        """Logits from what "=" sees: scores (B, 3, H), values (B, 3, D), itself (B, D) or (D,)."""
+        pattern = scores.softmax(dim=1).unsqueeze(-1)  # (B, 3, H, 1)
+        attended = (pattern * values.unflatten(2, (self.heads, -1))).sum(1).flatten(1)
+        h = last + self.out(attended)
         return self.head(h + self.down(F.relu(self.up(h))))
 
 
@@ -139,17 +165,24 @@ class GrokfastBlock(grok.Block):
     h ← LN₁(h), then h + attention(h), then h + MLP(LN₂(h))."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads)
+        nn.Module.__init__(self)  # with biases, so none of grok.Block's layers
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Sequential(self.norm1, nn.Linear(width, 2 * width))
+        self.keys_and_values = nn.Linear(width, 2 * width)
+        self.pattern = nn.Identity()
         self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
-        for layer in (self.query, self.key_value[1]):  # as nn.MultiheadAttention's one (3 D, D)
+        for layer in (self.query, self.keys_and_values):  # as nn.MultiheadAttention's (3 D, D)
             bound = math.sqrt(6 / (4 * width))
             nn.init.uniform_(layer.weight, -bound, bound)
-        for layer in (self.query, self.key_value[1], self.out):
+        for layer in (self.query, self.keys_and_values, self.out):
             nn.init.zeros_(layer.bias)
+
+    def key_value(self, h: Tensor) -> Tensor:
+        return self.keys_and_values(self.norm1(h))
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         if context is None:

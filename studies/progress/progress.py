@@ -83,17 +83,12 @@ class Progress(grok.Run):
         self.order, self.rows = order.to(self.device), rows.to(self.device)
         self.trained = torch.zeros_like(self.labels, dtype=torch.bool)
         self.trained[self.train_rows] = True
-        self.named = None if config.keys_of == "none" else self.last_weights(config.keys_of)
-
-    def last_weights(self, folder):
-        """The model of this run as it ended in a folder of first runs."""
-        names = [f.name for f in fields(Config) if f.metadata["fixed"]]
-        same = {name: getattr(self.config, name) for name in names} | dict(keys_of="none")
-        records = grok.read(folder, **same)
-        if not records:
-            raise grok.UsageError(f"--keys-of {folder}: must hold this run")
-        there = grok.load(records[0].folder, Config, Progress, device=self.config.device)
-        return there.model
+        self.named = None  # the embedding that names the keys
+        if config.keys_of != "none":
+            names = [f.name for f in fields(Config) if f.metadata["fixed"]]
+            same = {name: getattr(config, name) for name in names} | dict(keys_of="none")
+            weights = models.last_weights("--keys-of", config.keys_of, **same)
+            self.named = weights["embed.weight"].to(self.device)
 
     def build_model(self):
         c = self.config
@@ -107,8 +102,9 @@ class Progress(grok.Run):
     @torch.no_grad()
     def measure(self, model):
         n = len(self.order)
-        now, last = (m.embed.weight[self.order] for m in (model, self.named or model))
-        keys = spectrum(last).topk(min(self.config.keys, n // 2)).indices + 1
+        now = model.embed.weight[self.order]
+        named = now if self.named is None else self.named[self.order]
+        keys = spectrum(named).topk(min(self.config.keys, n // 2)).indices + 1
         x, y = self.inputs
         logits = torch.cat([model(x[r], y[r]) for r in self.rows.flatten().split(2**11)])
         logits = logits.view(n, n, -1)  # of each answer, its equations

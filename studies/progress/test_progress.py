@@ -139,7 +139,7 @@ def test_keys_of_a_folder_are_those_of_the_same_run_at_its_end(tmp_path):
 def test_keys_of_another_run_are_refused(tmp_path):
     config = Config(**TINY, op="x_plus_y", seed=3)
     grok.train(config, tmp_path / "first", quiet=True, method=Progress)
-    with pytest.raises(grok.UsageError, match="must hold this run"):
+    with pytest.raises(grok.UsageError, match="must hold one run"):
         Progress(Config(**TINY, op="x_plus_y", keys_of=str(tmp_path)))
 
 
