@@ -1,17 +1,23 @@
-"""Computes the tables of both READMEs from studies/results and puts them where they belong.
+"""Computes the tables of READMEs from the CSVs beside them and puts them where they belong.
 
-    python studies/tables.py
+    python studies/tables.py                  of all: the main one, studies/README.md, the rooms'
+    python studies/tables.py README [README …]
 
 A table follows a line <!-- FILE: BY: WHAT -->, and <!-- FILE: BY: WHAT -->text<!-- --> are the
-numbers of one group within a sentence. FILE has a row for each run, as `figures.py --table` writes
-it. BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_xy`, a value or a
-regular expression, leaves out all other runs, and `lr?` keeps, of the groups that differ in it, the
-one that first reaches 99 % of validation accuracy; `frac>`, named last, has a column for each value
-and a row for the rest of BY.
-WHAT is said of a group: `n`, its number of runs; `reached`, how many reached 99 %; of a column, its
-median and range (updates that are not there are "never"); `a~b`, Spearman's rank correlation of two
-columns; and by `/lr=1` updates to 99 % by those of the control with lr 1, seed by seed, equal in
-the rest of BY but what has a question mark: there each takes its own best.
+numbers of one group within a sentence. FILE, looked for from the README's own folder, has a row for
+each run, as `figures.py --table` writes it.
+
+BY names the settings that tell groups of runs apart: `op lr`. There `op=s5_xy`, a value or a
+regular expression, leaves out all other runs. `lr?` keeps, of the groups that differ in it, the one
+that is first at 99 % of validation accuracy, `lr?val_95` the one that is first at 95 %. `frac>`,
+named last, has a column for each value and a row for the rest of BY.
+
+WHAT is said of a group: `n`, its number of runs; `reached` and `reached_95`, how many reached 99
+and 95 %; of a column, its median and range, where updates that are not there are "never"; `a~b`,
+Spearman's rank correlation of two columns; `COLUMN/lr=1`, the column by that of the control with
+lr 1, seed by seed, and `/lr=1` for short where it is val_99. The control is equal in the rest of
+BY, but for what has a question mark: there each takes its own best.
+
 <!-- FILE.py -->lines<!-- --> is the length of a file.
 """
 
@@ -19,17 +25,21 @@ import csv
 import math
 import re
 import statistics
+import sys
 from pathlib import Path
 
 from scipy.stats import spearmanr
 
 STUDIES = Path(__file__).parent
-READMES = STUDIES.parent / "README.md", STUDIES / "README.md"
-MARKER = r"(<!-- ([\w-]+\.csv): (.*?): (.*?) -->)"
+MARKER = r"(<!-- ([\w./-]+\.csv): (.*?): (.*?) -->)"
+REACHED = dict(reached="val_99", reached_95="val_95")
 TITLES = dict(
+    train_95="95 % of training",
+    val_95="95 % of validation",
     train_99="99 % of training",
     val_99="99 % of validation",
     reached="reached 99 %",
+    reached_95="reached 95 %",
     then_val_acc="validation then",
     low_val_acc="lowest later",
     frac="of the table",
@@ -40,135 +50,232 @@ TITLES = dict(
 )
 
 
-def said(value):
-    if value == math.inf:
-        return "never"
-    return f"{value:,.0f}" if value == int(value) or value >= 10 else f"{value:.3f}"
+# --- Groups of runs: lists of rows, which are dicts of text ---------------------------------------
 
 
-def spread(values):
-    """Median (least–greatest) as text."""
-    if not values:
-        return "–"
-    low, high, to = said(min(values)), said(max(values)), " to " if min(values) < 0 else "–"
-    return said(statistics.median(values)) + f" ({low}{to}{high})" * (low != high)
-
-
-def values(runs, name):
-    return [float(run[name] or "inf") for run in runs if run[name] or name.endswith("_99")]
-
-
-def order(run, names):  # numbers by size
-    return [
-        (0, float(run[n]), "") if re.fullmatch(r"[\d.e-]*\d", run[n]) else (1, 0, run[n])
-        for n in names
-    ]
+def parsed(by):
+    """What BY says: the settings that tell groups apart, those of them that take their best, each
+    with the column that judges, and (setting, pattern) of what is kept."""
+    names, free, kept = [], {}, []
+    for word in by.split():
+        name, equals, pattern = word.partition("=")
+        if equals:
+            kept.append((name, pattern))
+            continue
+        name, question, judge = word.partition("?")
+        names.append(name)
+        if question:
+            free[name] = judge or "val_99"
+    return names, free, kept
 
 
 def groups(runs, by):
-    """(names, free, lists of runs): what BY says of the rows of a file."""
-    names, free = [], []
-    for word in by.split():
-        name, _, value = word.rstrip("?").partition("=")
-        if value:
-            runs = [run for run in runs if re.fullmatch(value, run[name])]
-        else:
-            names.append(name)
-            free += [name] * word.endswith("?")
-    told, first = {}, {}
-    for run in sorted(runs, key=lambda run: order(run, names)):
-        told.setdefault(tuple(run[name] for name in names), []).append(run)
-    for group in told.values():
-        rest = tuple(group[0][name] for name in names if name not in free)
-        rank = (
-            [
-                statistics.median(values(group, "val_99")),
-                -statistics.median(values(group, "best_val_acc")),
-            ]
-            if free
-            else []
-        )
-        if rest not in first or rank < first[rest][0]:
-            first[rest] = rank, group
-    return names, free, [group for _, group in first.values()]
+    names, free, kept = parsed(by)
+    for name, pattern in kept:
+        runs = [run for run in runs if re.fullmatch(pattern, run[name])]
+    found = {}
+    for run in sorted(runs, key=lambda run: [by_size(run[name]) for name in names]):
+        found.setdefault(place(run, names), []).append(run)
+    if not free:
+        return list(found.values())
+    fixed = [name for name in names if name not in free]
+    *_, judge = free.values()
+    return soonest(found.values(), fixed, judge)
 
 
-def ratios(group, runs, by, control):
-    """Updates to 99 % of each run of a group by those of its control, the runs that have `control`,
-    setting=value, and else the same of BY."""
-    setting = control.split("=")[0]
-    words = [word for word in by.split() if word.partition("=")[0] != setting]
-    names, free, found = groups(runs, " ".join([*words, control]))
-    same = [name for name in names if name not in free]
-    (other,) = (g for g in found if all(g[0][name] == group[0][name] for name in same))
-    mine, theirs = (
-        {run["seed"]: v for run, v in zip(some, values(some, "val_99"))} for some in (group, other)
-    )
-    return [mine[seed] / theirs[seed] for seed in mine if theirs.get(seed, math.inf) < math.inf]
+def soonest(found, fixed, judge):
+    """Of the groups that are equal in `fixed`, the one with the least updates; of those that never
+    get there, the one with the highest accuracy."""
+
+    def rank(group):
+        accuracy = statistics.median(values(group, "best_val_acc"))
+        return statistics.median(values(group, judge)), -accuracy
+
+    best = {}
+    for group in found:
+        key = place(group[0], fixed)
+        best[key] = min(best.get(key, group), group, key=rank)
+    return list(best.values())
+
+
+def place(run, names):
+    return tuple(run[name] for name in names)
+
+
+def by_size(text):
+    """A key that sorts numbers by size, before words."""
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text
+
+
+def values(runs, column):
+    """The numbers of a column. Updates that are not there are infinite; else they are left out."""
+    updates = re.fullmatch(r"(train|val)_\d\d", column)
+    cells = [run[column] for run in runs]
+    return [float(cell or "inf") for cell in cells if cell or updates]
+
+
+# --- What is said of a group ----------------------------------------------------------------------
+
+
+def said(value):
+    if value == math.inf:
+        return "never"
+    whole = value == int(value) or value >= 10
+    return f"{value:,.0f}" if whole else f"{value:.3f}"
+
+
+def spread(numbers):
+    """Median (least–greatest) as text."""
+    if not numbers:
+        return "–"
+    low, high = said(min(numbers)), said(max(numbers))
+    middle = said(statistics.median(numbers))
+    if low == high:
+        return middle
+    to = " to " if low.startswith("-") else "–"
+    return f"{middle} ({low}{to}{high})"
+
+
+def ratios(group, runs, by, column, control):
+    """The column of each run by that of the run with its seed in the control of the group."""
+    setting = control.partition("=")[0]
+    rest = [word for word in by.split() if re.split("[=?]", word)[0] != setting]
+    names, free, _ = parsed(" ".join(rest))
+    fixed = [name for name in names if name not in free]
+    same = place(group[0], fixed)
+    controls = groups(runs, " ".join([*rest, control]))
+    (other,) = [some for some in controls if place(some[0], fixed) == same]
+    mine, theirs = by_seed(group, column), by_seed(other, column)
+    shared = [seed for seed in mine if theirs.get(seed, math.inf) < math.inf]
+    return [mine[seed] / theirs[seed] for seed in shared]
+
+
+def by_seed(runs, column):
+    return {run["seed"]: value for run in runs for value in values([run], column)}
+
+
+def ratio(group, runs, by, what):
+    column, _, control = what.partition("/")
+    found = ratios(group, runs, by, column or "val_99", control)
+    if not found:
+        return "control never"
+    return spread(found) + f", n = {len(found)}" * (len(found) < len(group))
+
+
+def correlation(group, what):
+    a, b = what.split("~")
+    both = [run for run in group if run[a] and run[b]]
+    rho = spearmanr(values(both, a), values(both, b)).statistic
+    return f"{rho:.2f}"
 
 
 def cell(group, what, runs, by):
     """One thing said of a group of runs, as text."""
     if what == "n":
         return str(len(group))
-    if what == "reached":
-        return f"{sum(v < math.inf for v in values(group, 'val_99'))} of {len(group)}"
-    if what[0] == "/":
-        by_that = ratios(group, runs, by, what[1:])
-        pairs = f", n = {len(by_that)}" * (len(by_that) < len(group))
-        return spread(by_that) + pairs if by_that else "control never"
+    if what in REACHED:
+        there = [value for value in values(group, REACHED[what]) if value < math.inf]
+        return f"{len(there)} of {len(group)}"
+    if "/" in what:
+        return ratio(group, runs, by, what)
     if "~" in what:
-        a, b = what.split("~")
-        both = [run for run in group if run[a] and run[b]]
-        return f"{spearmanr(values(both, a), values(both, b)).statistic:.2f}"
+        return correlation(group, what)
     return spread(values(group, what))
 
 
-def cells(file, by, what):
+def title(what):
+    if "/" in what:
+        column, _, control = what.partition("/")
+        return f"{title(column)} by that of {control}".strip()
+    return TITLES.get(what, what)
+
+
+# --- Tables, and where they stand -----------------------------------------------------------------
+
+
+def table(runs, by, what):
     """The table as lists of text: the titles, then a row for each group."""
-    with open(STUDIES / "results" / file, newline="") as opened:
-        runs, what = list(csv.DictReader(opened)), what.split()
-    names, _, found = groups(runs, by.rstrip(">"))
     if by.endswith(">"):
-        *names, name = names
-        rows, across = (
-            {},
-            dict.fromkeys(
-                group[0][name] for group in sorted(found, key=lambda group: order(group[0], [name]))
-            ),
-        )
-        for group in found:
-            row = rows.setdefault(tuple(group[0][n] for n in names), {})
-            row[group[0][name]] = cell(group, *what, runs, by)
-        yield [*(TITLES.get(n, n) for n in names), *across]
-        yield from ([*row, *(rows[row].get(value, "–") for value in across)] for row in rows)
-        return
-    yield [TITLES.get(w, f"by that of {w[1:]}" if w[0] == "/" else w) for w in [*names, *what]]
-    for group in found:
-        yield [*(group[0][name] for name in names), *(cell(group, w, runs, by) for w in what)]
+        return across(runs, by.rstrip(">"), what)
+    names, columns = parsed(by)[0], what.split()
+    rows = [[title(name) for name in (*names, *columns)]]
+    for group in groups(runs, by):
+        numbers = [cell(group, column, runs, by) for column in columns]
+        rows.append([*place(group[0], names), *numbers])
+    return rows
 
 
-def table(match):
-    head, *rows = (f"| {' | '.join(row)} |\n" for row in cells(*match.groups()[1:4]))
-    return f"{match[1]}\n{head}{'|---' * (head.count('|') - 1)}|\n{''.join(rows)}"
+def across(runs, by, what):
+    """The same with a column for each value of the last setting of BY."""
+    *names, last = parsed(by)[0]
+    cells = {}
+    for group in groups(runs, by):
+        row = cells.setdefault(place(group[0], names), {})
+        row[group[0][last]] = cell(group, what, runs, by)
+    places = sorted({place for row in cells.values() for place in row}, key=by_size)
+    rows = [[*(title(name) for name in names), *places]]
+    for names, row in cells.items():
+        rows.append([*names, *(row.get(place, "–") for place in places)])
+    return rows
 
 
-def sentence(match):
-    _, row = cells(*match.groups()[1:4])
-    return f"{match[1]}{', '.join(row[-len(match[4].split()) :])}<!-- -->"
+def markdown(rows):
+    head, *rest = (f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{head}{'|---' * len(rows[0])}|\n{''.join(rest)}"
 
 
-def length(match):
-    return f"{match[1]}{(STUDIES / match[2]).read_text().count(chr(10))}<!-- -->"
+def computed(text, folder):
+    """A README of a folder with its numbers computed anew."""
+
+    def read(file):
+        with open(folder / file, newline="") as opened:
+            return list(csv.DictReader(opened))
+
+    def as_table(match):
+        marker, file, by, what = match.groups()
+        return f"{marker}\n{markdown(table(read(file), by, what))}"
+
+    def as_sentence(match):
+        marker, file, by, what = match.groups()
+        _, row = table(read(file), by, what)
+        numbers = row[-len(what.split()) :]
+        return f"{marker}{', '.join(numbers)}<!-- -->"
+
+    def as_length(match):
+        lines = (folder / match[2]).read_text().count("\n")
+        return f"{match[1]}{lines}<!-- -->"
+
+    text = re.sub(r"(<!-- ([\w./]+\.py) -->)[^\n]*?<!-- -->", as_length, text)
+    text = re.sub(f"^{MARKER}\n(?:\\|.*\n)*", as_table, text, flags=re.M)
+    return re.sub(f"{MARKER}[^\n]*?<!-- -->", as_sentence, text)
 
 
-def computed(text):
-    """A README with its numbers computed anew."""
-    text = re.sub(r"(<!-- (\w+\.py) -->)[^\n]*?<!-- -->", length, text)
-    text = re.sub(f"^{MARKER}\n(?:\\|.*\n)*", table, text, flags=re.M)
-    return re.sub(f"{MARKER}[^\n]*?<!-- -->", sentence, text)
+def readmes():
+    return [
+        STUDIES.parent / "README.md",
+        STUDIES / "README.md",
+        *sorted(STUDIES.glob("*/README.md")),
+    ]
+
+
+def main(names):
+    """Rewrites READMEs, by default all; returns the exit status."""
+    status = 0
+    for readme in map(Path, names or readmes()):
+        before = readme.read_text()
+        try:
+            after = computed(before, readme.parent)
+        except (OSError, KeyError, ValueError) as error:
+            print(f"{readme}: {error!r}", file=sys.stderr)
+            status = 1
+            continue
+        if after != before:
+            readme.write_text(after)
+    return status
 
 
 if __name__ == "__main__":
-    for readme in READMES:
-        readme.write_text(computed(readme.read_text()))
+    sys.exit(main(sys.argv[1:]))

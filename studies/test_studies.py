@@ -16,7 +16,6 @@ import numpy as np
 import power2022
 import pytest
 import speed
-import tables
 import torch
 from grok2 import Config
 
@@ -826,75 +825,6 @@ def test_the_points_of_the_sharpness_map_are_the_rows():
     assert (
         "ρ = 0.800" in one.get_legend().texts[0].get_text()
         and "ρ = -0.800" in other.get_legend().texts[0].get_text()
-    )
-
-
-# --- tables.py ------------------------------------------------------------------------------------
-
-
-def test_tables_are_medians_over_the_runs_of_a_file_worked_by_hand(tmp_path, monkeypatch):
-    rows = [
-        "op,lr,speed,seed,val_99,best_val_acc",
-        "a,0.1,0,1,100,0.99",
-        "a,0.1,0,2,300,0.99",
-        "a,0.01,0,1,,0.5",
-        "a,0.01,0,2,,0.25",
-        "a,0.1,10,1,50,0.99",
-        "a,0.1,10,2,,0.75",
-        "a,0.01,10,2,90,1.0",
-        "a,0.01,10,1,40,1.0",
-        "b,0.1,2,1,7,1.0",
-        "c,0.1,0,1,100,1",
-        "c,0.1,0,2,,0",
-        "c,0.1,9,1,50,1",
-        "c,0.1,9,2,70,1",
-        "c,0.1,9,3,70,1",
-    ]
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "made.csv").write_text("\n".join(rows) + "\n")
-    monkeypatch.setattr(tables, "STUDIES", tmp_path)
-    assert list(tables.cells("made.csv", "op=a speed lr?", "n reached val_99 /speed=0")) == [
-        ["speed", "lr", "n", "reached 99 %", "99 % of validation", "by that of speed=0"],
-        ["0", "0.1", "2", "2 of 2", "200 (100–300)", "1"],
-        ["10", "0.01", "2", "2 of 2", "65 (40–90)", "0.350 (0.300–0.400)"],
-    ]
-    assert list(tables.cells("made.csv", "op=a speed=10 lr", "val_99 best_val_acc"))[1:] == [
-        ["0.01", "65 (40–90)", "1"],
-        ["0.1", "never (50–never)", "0.870 (0.750–0.990)"],
-    ]
-    assert list(tables.cells("made.csv", "op=c speed=9", "/speed=0"))[1:] == [["0.500, n = 1"]]
-    assert list(tables.cells("made.csv", "op=a speed=10 lr?", "/speed=0"))[1:] == [
-        ["0.01", "0.350 (0.300–0.400)"]
-    ]
-    text = "x\n<!-- made.csv: op: n -->\n| old |\n| 1 |\n\ny"
-    assert (
-        tables.computed(text) == "x\n<!-- made.csv: op: n -->\n| op | n |\n|---|---|\n"
-        "| a | 8 |\n| b | 1 |\n| c | 5 |\n\ny"
-    )
-    assert list(tables.cells("made.csv", "op speed=0 lr>", "n")) == [
-        ["op", "0.01", "0.1"],
-        ["a", "2", "2"],
-        ["c", "–", "2"],
-    ]
-    assert list(tables.cells("made.csv", "op=(?!b). speed=0 op", "n"))[1:] == [
-        ["a", "4"],
-        ["c", "2"],
-    ]
-    assert list(tables.cells("made.csv", "op=c speed=9", "n val_99~seed"))[1:] == [["3", "0.87"]]
-    inline = "of <!-- made.csv: op=b: val_99 n -->wrong<!-- --> runs"
-    assert tables.computed(inline) == "of <!-- made.csv: op=b: val_99 n -->7, 1<!-- --> runs"
-    assert (
-        tables.computed("<!-- made.csv: op=b lr?: val_99 -->?<!-- -->")
-        == "<!-- made.csv: op=b lr?: val_99 -->7<!-- -->"
-    )
-    (tmp_path / "three.py").write_text("1\n\n3\n")
-    assert tables.computed("<!-- three.py -->?<!-- --> lines") == "<!-- three.py -->3<!-- --> lines"
-
-
-def test_the_readmes_say_what_the_results_say():
-    texts = [readme.read_text() for readme in tables.READMES]
-    assert [tables.computed(text) for text in texts] == texts and all(
-        "<!-- " in text for text in texts
     )
 
 
