@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import itertools
+import json
 import math
 import os
 import statistics
@@ -88,21 +89,37 @@ def read_table(file):
                     for k, (part, rows) in runs.items()
                     if part.items() < settings.items() and rows[-1]["step"] < row["step"]
                 ]
-                runs[key] = settings, runs[begun[0]][1] if begun else []
+                runs[key] = settings, runs[begun[0]][1] if begun else Rows()
             runs[key][1].append(row)
     return list({id(rows): (settings, rows) for settings, rows in runs.values()}.values())
 
 
+class Rows(list):
+    """The evaluations of a run; `grok` is the version of grok.py that trained it."""
+
+    grok = "2.0.0"
+
+
+def version(folder):
+    """The version of grok.py that its config.json names; what has none is of version 2."""
+    file = folder / "config.json"
+    return json.loads(file.read_text())["grok"] if file.exists() else Rows.grok
+
+
 def read_runs(paths):
-    """The runs recorded in and below some folders, with the same settings. Raises UsageError."""
+    """The runs recorded in and below some folders, with the same settings: [(settings, Rows)].
+    Raises UsageError."""
     found = []
     for path in map(Path, paths):
         refuse(not path.is_dir(), f"{path}: is not a folder")
         for file in sorted(path.rglob("metrics.csv")):
             try:
-                found += read_table(file)
+                made = read_table(file)
+                for _, rows in made:
+                    rows.grok = version(file.parent)
             except (KeyError, TypeError, ValueError, csv.Error):
                 refuse(True, f"{file}: is damaged or not of grok.py; leave it out")
+            found += made
     refuse(not found, f"{' '.join(map(str, paths))}: no metrics.csv there has a run in it")
     names = dict.fromkeys(name for settings, _ in found for name in settings)
     usual, longest = usual_settings(), {}
@@ -116,9 +133,9 @@ def read_runs(paths):
     return list(longest.values())
 
 
-def reached(rows, column="val_acc"):
-    """The first evaluated update with 99 % accuracy; infinity if there is none."""
-    return next((row["step"] for row in rows if row[column] >= 0.99), math.inf)
+def reached(rows, column="val_acc", accuracy=0.99):
+    """The first evaluated update with this accuracy; infinity if there is none."""
+    return next((row["step"] for row in rows if row[column] >= accuracy), math.inf)
 
 
 def best(rows, column="val_acc"):
@@ -396,18 +413,22 @@ def markdown(runs):
 
 
 def rows_of(runs):
-    """A row of text for each run: its settings and what came of it; empty where it never did.
-    then_val_acc is the validation accuracy when training reaches 99 %, low_val_acc the lowest more
-    than 200 updates after validation did; most_… and last_… are the greatest and the last value of
-    what else was measured."""
+    """A row of text for each run: its settings, what came of it, empty where it never did, and the
+    version of grok.py. train_95 is the update at which training reaches 95 %; then_val_acc the
+    validation accuracy when training reaches 99 %, low_val_acc the lowest more than 200 updates
+    after validation did; most_… and last_… are the greatest and the last value of what else was
+    measured."""
     for settings, rows in runs:
-        train, val = (reached(rows, column) for column in ACCURACIES)
-        then = [row["val_acc"] for row in rows if row["step"] == train]
-        after = [row["val_acc"] for row in rows if row["step"] > val + 200]
+        updates = {
+            f"{column.removesuffix('_acc')}_{per_cent}": reached(rows, column, per_cent / 100)
+            for per_cent in (95, 99)
+            for column in ACCURACIES
+        }
+        then = [row["val_acc"] for row in rows if row["step"] == updates["train_99"]]
+        after = [row["val_acc"] for row in rows if row["step"] > updates["val_99"] + 200]
         yield dict(
             settings,
-            train_99="" if train == math.inf else train,
-            val_99="" if val == math.inf else val,
+            **{name: "" if step == math.inf else step for name, step in updates.items()},
             then_val_acc=min(then, default=""),
             best_val_acc=best(rows),
             low_val_acc=min(after, default=""),
@@ -420,6 +441,7 @@ def rows_of(runs):
                 if name not in ("step", "seconds", *ACCURACIES)
                 for said, which in (("most", best), ("last", last))
             },
+            grok=rows.grok,
         )
 
 
@@ -445,7 +467,8 @@ def draw(runs, folder, columns=()):
 
 def write_rows(runs, file):
     rows, text = list(rows_of(runs)), io.StringIO()
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name in row if name != "grok")
+    names["grok"] = None  # the last one, whatever else was measured
     table = csv.DictWriter(text, names, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
