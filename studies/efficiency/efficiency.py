@@ -47,10 +47,10 @@ class Efficiency(grok.Run):
         if c.go_on != "none":
             names = "op", "p", "seed", "net", "layers", "width", "heads"
             same = {name: getattr(c, name) for name in names} | dict(go_on="none")
+            model.load_state_dict(models.last_weights("--go-on", c.go_on, **same))
             most = grok.read(c.go_on, **same)[0].config.frac
             if c.frac > most:
                 raise grok.UsageError(f"--frac {c.frac}: must be at most {most}, as in --go-on")
-            model.load_state_dict(models.last_weights("--go-on", c.go_on, **same))
         return model
 
     @torch.no_grad()

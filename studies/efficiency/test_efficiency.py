@@ -1,0 +1,55 @@
+"""Properties of going on with less data, and of the norm of the logits."""
+
+import grok
+import pytest
+import torch
+from efficiency import Config, Efficiency
+
+TINY = dict(op="x_plus_y", p=11, width=16, heads=2, batch_size=16, steps=5, until=0.0, threads=1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder of runs of both networks on half of the table."""
+    folder = tmp_path_factory.mktemp("whole")
+    for net in ("grok", "theirs"):
+        grok.train(Config(**TINY, net=net), folder / net, quiet=True, method=Efficiency)
+    return folder
+
+
+@pytest.mark.parametrize("net", ["grok", "theirs"])
+def test_it_starts_from_the_last_weights(net, whole):
+    run = Efficiency(Config(**TINY, net=net, frac=0.3, go_on=str(whole)))
+    last = grok.load(whole / net, Config, Efficiency).model
+    for a, b in zip(run.model.parameters(), last.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_it_is_trained_on_part_of_what_was_trained_on(whole):
+    run = Efficiency(Config(**TINY, frac=0.3, go_on=str(whole)))
+    before = grok.load(whole / "grok", Config, Efficiency)
+    assert len(run.train_rows) == round(0.3 * 121)
+    assert set(run.train_rows.tolist()) < set(before.train_rows.tolist())
+
+
+def test_logit_norms_by_hand():
+    run = Efficiency(Config(**TINY))
+    with torch.no_grad():
+        logits = run.model(*run.inputs)[run.train_rows].double()
+    squares = sum(w.double().square().sum() for w in run.model.parameters())
+    norm = logits.square().sum(1).sqrt().mean().item()
+    measured = run.measure(run.model)
+    assert measured["logit_norm"].item() == pytest.approx(norm)
+    per_weight_norm = measured["logit_norm_per_weight_norm"].item()
+    assert per_weight_norm == pytest.approx(norm / squares.sqrt().item())
+
+
+def test_more_data_than_before_is_refused(whole):
+    with pytest.raises(grok.UsageError, match="--frac 0.6: must be at most 0.5"):
+        Efficiency(Config(**TINY, frac=0.6, go_on=str(whole)))
+
+
+@pytest.mark.parametrize("given", [dict(seed=2), dict(width=32)])
+def test_a_folder_without_such_a_run_is_refused(given, whole):
+    with pytest.raises(grok.UsageError, match="--go-on .*: must hold one run with .* holds 0"):
+        Efficiency(Config(**TINY | given, go_on=str(whole)))

@@ -1,0 +1,99 @@
+"""Properties of the weighted gradient, of the amplifier's own step and of the outer equations."""
+
+import copy
+
+import grok
+import pytest
+import torch
+import torch.nn.functional as F
+from neuralgrok import Config, NeuralGrok
+
+TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, batch_size=16, threads=1)
+LEARNED = TINY | dict(neuralgrok=0.5, amplifier=(3,), inner=2, outer=0.1)
+
+
+def after_backward(**settings):
+    """A run of which the first batch's gradients are there, and these, as they were."""
+    run = NeuralGrok(Config(**settings))
+    run.step = 1
+    rows = run.batch()
+    loss = F.cross_entropy(run.model(*(t[rows] for t in run.inputs)), run.labels[rows])
+    loss.backward()
+    return run, [w.grad.clone() for w in run.model.parameters()]
+
+
+def test_without_an_amplifier_each_gradient_has_the_norm_c():
+    run, before = after_backward(**TINY, neuralgrok=0.5, amplifier=())
+    run.on_after_backward()
+    for w, g in zip(run.model.parameters(), before, strict=True):
+        torch.testing.assert_close(w.grad, 0.5 * g / g.norm())
+
+
+def test_the_amplifier_weighs_entry_by_entry_and_the_softmax_is_over_the_tensor():
+    run, before = after_backward(**LEARNED)
+    run.on_after_backward()
+    for w, g in zip(run.model.parameters(), before, strict=True):
+        scores = torch.tensor([run.amplifier(entry.view(1)).item() for entry in g.flatten()])
+        weighed = g * scores.softmax(0).view_as(g)
+        torch.testing.assert_close(w.grad, 0.5 * weighed / weighed.norm(), rtol=1e-4, atol=1e-7)
+
+
+def test_the_amplifier_goes_down_the_loss_of_the_step_ahead():
+    """Its gradient against differences of the loss on the outer equations, in float64."""
+    run, _ = after_backward(**LEARNED)
+    run.model.double()
+    run.amplifier.double()
+    run.step = 2
+    for w in run.model.parameters():
+        w.grad = w.grad.double()
+
+    def loss_ahead():
+        ahead = copy.deepcopy(run.model)
+        with torch.no_grad():
+            for new, w in zip(ahead.parameters(), run.model.parameters(), strict=True):
+                new -= 1e-3 * run.weighted(w.grad)
+            logits = ahead(*(t[run.outer] for t in run.inputs))
+            return F.cross_entropy(logits, run.labels[run.outer]).item()
+
+    weight = run.amplifier[2].weight
+    with torch.no_grad():
+        weight[0, 1] += 1e-2
+        high = loss_ahead()
+        weight[0, 1] -= 2e-2
+        low = loss_ahead()
+        weight[0, 1] += 1e-2
+    run.train_amplifier()
+    assert weight.grad[0, 1].item() == pytest.approx((high - low) / 2e-2, rel=1e-2)
+
+
+def test_the_amplifier_moves_in_every_inner_th_update_alone():
+    run, before = after_backward(**LEARNED)
+    first = copy.deepcopy(run.amplifier.state_dict())
+    run.on_after_backward()  # of update 1
+    assert torch.equal(run.amplifier[0].weight, first["0.weight"])
+    run.step = 2
+    for w, g in zip(run.model.parameters(), before, strict=True):
+        w.grad = g
+    run.on_after_backward()
+    assert not torch.equal(run.amplifier[0].weight, first["0.weight"])
+
+
+def test_no_batch_has_the_outer_equations_and_the_controls_have_all():
+    run = NeuralGrok(Config(**LEARNED))
+    control = NeuralGrok(Config(**TINY))
+    outer, train = set(run.outer.tolist()), set(run.train_rows.tolist())
+    assert len(outer) == 6  # a tenth of 60
+    assert not outer & train
+    assert outer | train == set(control.train_rows.tolist())
+
+
+def test_l2_is_torch_adams_after_clipping():
+    settings = TINY | dict(l2=0.1, weight_decay=0.0, grad_clip=0.01)
+    run = NeuralGrok(Config(**settings))
+    assert type(run.optimizer) is torch.optim.Adam
+    assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_two_decays_are_refused():
+    with pytest.raises(grok.UsageError, match="--l2 0.1: goes with --weight-decay 0"):
+        Config(**TINY, l2=0.1)
