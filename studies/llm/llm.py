@@ -1,0 +1,87 @@
+"""Local grokking, an analogy to the pretraining of large language models (Li et al. 2025, arXiv
+2506.21551): there is no one moment of grokking there; groups of data are memorised at different
+times and generalise at different times, the late ones late. This is that part of it in one table;
+for their measures of routing see the room `experts`.
+
+Kept for each equation, as `since` in checkpoints: the update of the evaluation since which every
+evaluation found it right, 0 where the last one did not. Columns:
+
+    memorised_10, _50, _90    by which update 10, 50 and 90 % of the training equations were so
+    generalised_10, _50, _90  and of the validation equations
+    local_x, local_y, local_z over the groups of equations with the same x (or y, or z), the
+                              correlation of the mean update of a group's training equations with
+                              that of its validation equations; 0 where there is none to compute
+
+An equation that is wrong counts as right only now: a value equal to `step` says not yet. --parts 2
+adds the times for the equations with even y, generalised_50_y0 and so on, and with odd y. If an
+equation's time has nothing to do with its group, local is 0 ± 1/√p; if it depends on the partners
+alone, it is negative, as the two sets share these out.
+
+    python studies/llm/llm.py --recipe fast --frac 0.3 0.5 --eval-every 5 --seed 0 1 2
+"""
+
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
+import grok
+import torch
+
+SHARES = 0.1, 0.5, 0.9
+
+
+@dataclass(frozen=True)
+class Config(grok.Config):
+    parts: int = grok.setting(1, "columns of their own for y mod this, from 2 on", "[1, 9]")
+
+
+def means(when, group, n):
+    """The mean (n,) of `when` over each group's members, and their numbers (n,)."""
+    count = torch.zeros(n, dtype=when.dtype).index_add(0, group, torch.ones_like(when))
+    return torch.zeros(n, dtype=when.dtype).index_add(0, group, when) / count.clamp(min=1), count
+
+
+def correlation(a, b):
+    """Pearson's, of a and b (n,); 0 where there is none."""
+    a, b = a - a.mean(), b - b.mean()
+    return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-9) if len(a) else torch.tensor(0.0)
+
+
+class LocalGrokking(grok.Run):
+    saved = *grok.Run.saved, "since"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.since = torch.zeros(len(self.labels), dtype=torch.float64)  # (N,)
+
+    def right(self, model):
+        """Whether each equation is answered right (N,)."""
+        pieces = zip(*(t.split(2**11) for t in (*self.inputs, self.labels)), strict=True)
+        return torch.cat([model(x, y).argmax(1) == labels for x, y, labels in pieces]).cpu()
+
+    @torch.no_grad()
+    def measure(self, model):
+        columns, right, n = super().measure(model), self.right(model), self.config.elements
+        self.since = torch.where(self.since > 0, self.since, self.step) * right
+        when = torch.where(right, self.since, self.step)
+        sets = dict(memorised=self.train_rows.cpu(), generalised=self.val_rows.cpu())
+        (x, y), z = (t.cpu() for t in self.inputs), self.labels.cpu()
+        parts, among = self.config.parts, {"": torch.ones_like(right)}
+        if parts > 1:
+            among |= {f"_y{k}": y % parts == k for k in range(parts)}
+        for (name, rows), (part, wanted) in itertools.product(sets.items(), among.items()):
+            times = when[rows[wanted[rows]]].quantile(torch.tensor(SHARES, dtype=when.dtype))
+            columns |= {
+                f"{name}_{q:.0%}"[:-1] + part: t for q, t in zip(SHARES, times, strict=True)
+            }
+        for name, group in dict(x=x, y=y, z=z).items():
+            (a, m), (b, k) = (means(when[rows], group[rows], n) for rows in sets.values())
+            both = (m > 0) & (k > 0)
+            columns[f"local_{name}"] = correlation(a[both], b[both])
+        return columns
+
+
+if __name__ == "__main__":
+    sys.exit(grok.main(config=Config, method=LocalGrokking))
