@@ -257,7 +257,7 @@ def readmes():
     return [
         STUDIES.parent / "README.md",
         STUDIES / "README.md",
-        *sorted(STUDIES.glob("*/README.md")),
+        *sorted(STUDIES.glob("[!.]*/README.md")),
     ]
 
 
