@@ -111,7 +111,7 @@ class NormlessTransformer(nn.Module):
     Only "=" is read, and its query is the same for all equations. So scores and values are tables,
     a row for each element in each place, and an equation takes its rows."""
 
-    def __init__(self, n: int, width: int = 128, heads: int = 4, hidden: int = 512) -> None:
+    def __init__(self, n: int, width: int = 128, heads: int = 4) -> None:
         super().__init__()
         self.n, self.heads = n, heads
         self.embed = nn.Embedding(n + 1, width)
@@ -120,8 +120,8 @@ class NormlessTransformer(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
         self.head = nn.Linear(width, n + 1, bias=False)
         for name, w in self.named_parameters():
             variance = 1 / (n + 1) if name == "head.weight" else 1 / width

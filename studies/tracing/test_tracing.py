@@ -8,7 +8,7 @@ from tracing import Config, Tracing
 
 TINY = dict(op="x_plus_y", p=11, width=16, batch_size=16, steps=5, until=0.0, threads=1)
 GROK = TINY | dict(heads=2)
-NETS = pytest.mark.parametrize("settings", [GROK, TINY | dict(net="theirs", hidden=32)])
+NETS = pytest.mark.parametrize("settings", [GROK, TINY | dict(net="theirs", units=32)])
 
 
 class Coin(torch.nn.Module):
@@ -71,7 +71,7 @@ def test_inactive_units_of_a_transformer_are_those_that_no_equation_makes_active
 
 
 def test_inactive_units_of_the_mlp_by_its_own_first_layer():
-    run = Tracing(Config(**TINY, net="theirs", hidden=32))
+    run = Tracing(Config(**TINY, net="theirs", units=32))
     run.model.first.up.bias.data = torch.linspace(-9, 9, 32)
     with torch.no_grad():
         never = (run.model.first(*run.inputs) <= 0).all(0).float().mean().item()

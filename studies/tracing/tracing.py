@@ -34,7 +34,7 @@ class Config(grok.Config):
     mc_dropout: float = grok.setting(0.3, "dropout of the passes", "[0, 1)")
     passes: int = grok.setting(10, "such passes in an evaluation", "[2, inf)")
     net: str = grok.setting("grok", "grok.py's network or theirs, an MLP", ("grok", "theirs"))
-    hidden: int = grok.setting(256, "hidden units of the MLP", "[1, inf)")
+    units: int = grok.setting(256, "hidden units of the MLP", "[1, inf)")
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,15 +42,22 @@ class Config(grok.Config):
             scales = "init_scale", "embed_init_scale", "position_scale"
             models.refuse_unread(self, "layers", "heads", "dropout", *scales)
         else:
-            models.refuse_unread(self, "hidden")
+            models.refuse_unread(self, "units")
+
+
+def readers(model):
+    """The layers that read ReLUs."""
+    if isinstance(model, models.MLP):
+        return list(model.rest)
+    if isinstance(model, models.NormlessTransformer):
+        return [model.down]
+    return [block.down for block in model.blocks]
 
 
 @contextlib.contextmanager
 def on_hidden_units(model, hook):
     """Within, hook(layer, inputs) sees, and may change, what each layer after a ReLU reads."""
-    is_mlp = isinstance(model, models.MLP)
-    readers = list(model.rest) if is_mlp else [block.down for block in model.blocks]
-    handles = [layer.register_forward_pre_hook(hook) for layer in readers]
+    handles = [layer.register_forward_pre_hook(hook) for layer in readers(model)]
     try:
         yield
     finally:
@@ -64,7 +71,7 @@ class Tracing(grok.Run):
         c = self.config
         if c.net == "grok":
             return super().build_model()
-        model = models.MLP(c.elements, [c.hidden], embed=c.width)
+        model = models.MLP(c.elements, [c.units], embed=c.width)
         for w in model.parameters():
             if w.ndim == 2:
                 nn.init.xavier_normal_(w)
@@ -94,7 +101,7 @@ class Tracing(grok.Run):
             for inputs in zip(*(t.split(2**11) for t in self.inputs), strict=True):
                 model(*inputs)
         accuracies = self.dropout_accuracies(model)
-        n, place = self.config.elements, model if self.config.net == "grok" else model.first
+        n, place = self.config.elements, model.first if isinstance(model, models.MLP) else model
         embed = F.normalize(place.embed.weight[:n], dim=1)
         return super().measure(model) | dict(
             dropout_acc=accuracies.mean(),

@@ -1,0 +1,129 @@
+"""Properties of leads, alarms and ROC areas, and of all measures together."""
+
+import csv
+from types import SimpleNamespace
+
+import grok
+import lead
+import measures
+import numpy as np
+import progress
+import pytest
+
+TINY = dict(op="x_plus_y", p=11, width=16, heads=2, batch_size=16, until=0.0, threads=1)
+STEPS = np.arange(0, 100, 10)
+TRAIN = [0, 0.5, 0.99, 1, 1, 1, 1, 1, 1, 1]
+VAL = [0, 0, 0.01, 0.02, 0.1, 0.3, 0.6, 0.9, 0.99, 1]  # starts at 20, is half way at 60, ends at 80
+
+
+def curves(train=TRAIN, val=VAL, seed=0, **columns):
+    columns = dict(step=STEPS, train_acc=train, val_acc=val, **columns)
+    log = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return lead.Curves(SimpleNamespace(config=SimpleNamespace(seed=seed), log=log))
+
+
+def row(run, name, others=()):
+    return lead.row_of(run, name, list(others))
+
+
+def test_a_column_that_is_half_way_in_the_middle_of_the_plateau():
+    """From 5 at 20 to 1 at 80, half way at 40: what follows 80 does not count."""
+    run = curves(early=[9, 9, 5, 4, 2.9, 2, 1.5, 1, 1, 7])
+    assert row(run, "early")["lead"] == 20
+    assert row(run, "early")["moves"] == pytest.approx((40 - 20) / (60 - 20))
+
+
+def test_a_column_that_follows_has_a_negative_lead():
+    run = curves(late=[0, 3, 0, 0, 0, 0, 0, 0, 8, 0])
+    assert row(run, "late")["lead"] == -20
+
+
+def test_validation_accuracy_itself_moves_at_1():
+    assert row(curves(), "val_acc")["moves"] == 1
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        curves(val=[0.01] * 10, c=STEPS),  # never generalises
+        curves(val=np.maximum(VAL, TRAIN), c=STEPS),  # has generalised by then
+    ],
+)
+def test_a_run_without_a_plateau_has_no_lead(run):
+    assert row(run, "c")["lead"] == row(run, "c")["moves"] == ""
+
+
+def test_a_column_that_ends_where_it_began_has_no_lead():
+    assert row(curves(flat=[2.0] * 10), "flat")["moves"] == ""
+
+
+def test_alarms_are_the_share_of_others_that_go_half_as_far():
+    run = curves(c=[0, 0, 0, 1, 2, 3, 4, 5, 6, 6])  # a way of 6 from 20 on
+    others = [curves(val=[0] * 10, c=[9, 9, 0, 0, 0, far, 0, 0, 0, 0]) for far in (2.9, 3.0, 8.0)]
+    assert row(run, "c", others)["alarms"] == pytest.approx(2 / 3)
+
+
+def test_auc_is_scikit_learns():
+    from sklearn.metrics import roc_auc_score
+
+    random = np.random.default_rng(0)
+    runs = [
+        curves(val=VAL if seed < 4 else [0] * 10, seed=seed, drawn=random.normal(size=10))
+        for seed in range(9)
+    ]
+    rows = [r for r in lead.rows_of(runs) if r["column"] == "drawn"]
+    expected = roc_auc_score([r["generalises"] for r in rows], [r["at_99"] for r in rows])
+    assert [r["auc"] for r in rows] == pytest.approx([expected] * 9)
+
+
+def test_a_run_that_does_not_memorise_is_left_out():
+    rows = lead.rows_of([curves(), curves(train=[0.5] * 10, seed=1)])
+    assert {r["seed"] for r in rows} == {0}
+
+
+def test_runs_on_random_answers_count_as_others_and_have_no_rows():
+    random = [curves(val=[0] * 10, seed=5, c=STEPS)]
+    rows = lead.rows_of([curves(c=STEPS)], random)
+    assert {r["seed"] for r in rows} == {0}
+    assert [r["alarms"] for r in rows if r["column"] == "c"] == [1]
+
+
+def test_it_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path):
+    for seed in (0, 1):
+        config = measures.Config(**TINY, seed=seed, weight_decay=0.0, lr=0.01, steps=400)
+        grok.train(config, tmp_path / f"runs/{seed}", quiet=True, method=measures.Measures)
+    assert lead.main([str(tmp_path / "runs"), "--out", str(tmp_path / "to")]) == 0
+    with open(tmp_path / "to/lead.csv", newline="") as opened:
+        found = {(r["column"], r["seed"]) for r in csv.DictReader(opened)}
+    assert {"inactive", "restricted_loss", "strength", "local_x"} <= {name for name, _ in found}
+    assert (tmp_path / "to/lead.png").stat().st_size > 5_000
+
+
+def test_a_folder_in_which_nothing_memorises_is_refused(tmp_path, capsys):
+    config = measures.Config(**TINY, steps=2)
+    grok.train(config, tmp_path / "short", quiet=True, method=measures.Measures)
+    assert lead.main([str(tmp_path / "short"), "--out", str(tmp_path / "no")]) == 2
+    assert "no run in it reaches 99 %" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("net", ["grok", "theirs"])
+def test_all_measures_together_are_those_of_each_room_and_leave_training_alone(net):
+    settings = TINY | dict(heads=4, net=net, steps=12, eval_every=5)
+    together = grok.train(measures.Config(**settings), quiet=True, method=measures.Measures)
+    alone = grok.train(progress.Config(**settings), quiet=True, method=progress.Progress)
+    for mine, all_of_them in zip(alone.log, together.log, strict=True):
+        for name, value in mine.items():
+            assert name == "seconds" or value == all_of_them[name]
+
+
+@pytest.mark.parametrize("room", ["spectra", "features", "llm", "tracing"])
+def test_each_other_room_has_its_columns_in_them(room):
+    module = getattr(measures, room)
+    (method,) = (b for b in measures.Measures.__bases__ if b.__module__ == room)
+    settings = TINY | dict(steps=5)
+    together = grok.train(measures.Config(**settings), quiet=True, method=measures.Measures)
+    alone = grok.train(module.Config(**settings), quiet=True, method=method)
+    random = "dropout_acc", "dropout_var", "seconds"  # the passes come later in the stream
+    for mine, all_of_them in zip(alone.log, together.log, strict=True):
+        assert all(value == all_of_them[n] for n, value in mine.items() if n not in random)
