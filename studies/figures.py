@@ -12,6 +12,7 @@ with the least and the greatest.
 
 import argparse
 import csv
+import functools
 import io
 import itertools
 import json
@@ -152,7 +153,7 @@ def grouped(runs, *apart):
 
     def said(settings, names):
         values = [f"{v:g}" if isinstance(v := settings[name], float) else str(v) for name in names]
-        return ", ".join(map(" ".join, zip(names, values))).removeprefix("op ")
+        return ", ".join(map(" ".join, zip(names, values, strict=True))).removeprefix("op ")
 
     def told(settings):
         return [
@@ -180,10 +181,12 @@ def grouped(runs, *apart):
     if len(varied) > 1:
         base = said(usual, [name for name in varied if name != "op"])
         title += "\n" + textwrap.fill(f"baseline: {base}", 140)
-    order = lambda run: (
-        len(told(run[0])),
-        [(isinstance(v := run[0][name], str), v) for name in varied],
-    )
+
+    def order(run):
+        settings, _ = run
+        values = [(isinstance(settings[name], str), settings[name]) for name in varied]
+        return len(told(settings)), values
+
     groups = {}
     for settings, rows in sorted(runs, key=order):
         groups.setdefault(said(settings, told(settings)) or "baseline", []).append((settings, rows))
@@ -307,8 +310,8 @@ def against(runs, setting=None):
     label_axes(axes, groups, setting, accuracy.__name__)
     if setting == "frac" and len(lines) == 1:
         fracs, updates, *_ = medians(each, reached)
-        at = zip(np.sqrt(fracs[1:] * fracs[:-1]), np.sqrt(updates[1:] * updates[:-1]))
-        for point, more in zip(at, growth(fracs, updates)):
+        at = zip(np.sqrt(fracs[1:] * fracs[:-1]), np.sqrt(updates[1:] * updates[:-1]), strict=True)
+        for point, more in zip(at, growth(fracs, updates), strict=True):
             axes[0].annotate(f"{more:+.0%}", point, (4, 4), textcoords="offset points", fontsize=7)
         axes[0].set_xlabel("fraction of the table in training (+n %: updates per 1 % less)")
     return figure
@@ -341,8 +344,8 @@ def draw_line(axes, each, looks, accuracy, across):
         there = when[1] < math.inf
         mark(axes[0], cross, when[::2, ~there], ms=7)
         mark(axes[0], marker, when[:2, there], mfc=fill, ms=2.5)
-        for a, value in zip(axes, (reached, accuracy)):
-            points = medians(each, lambda rows: value(rows, column))
+        for a, value in zip(axes, (reached, accuracy), strict=True):
+            points = medians(each, functools.partial(value, column=column))
             mark(a, marker + line * (not across), points, mfc=fill, ms=4.5)
 
 
@@ -361,7 +364,7 @@ def label_axes(axes, groups, setting, which):
         frac="fraction of the table in training",
         outliers="training answers replaced by random ones",
     )
-    for a, names in zip(axes, (groups, [""] * len(groups))):
+    for a, names in zip(axes, (groups, [""] * len(groups)), strict=True):
         if setting:
             a.set_xlabel(said.get(setting, setting))
         else:
