@@ -20,7 +20,9 @@ import grok
 import relations
 import sharpness
 
-TWELVE = " ".join(op for op in grok.OPS if op not in ("x_mul_y", "x_pow_y"))
+MODULAR = "x_plus_y x_minus_y x_div_y x_div_y_if_y_odd_else_x_minus_y x2_plus_y2 x2_plus_xy_plus_y2"
+MORE = "x2_plus_xy_plus_y2_plus_x x3_plus_xy x3_plus_xy2_plus_y"
+TWELVE = f"{MODULAR} {MORE} s5_xy s5_xyxinv s5_xyx"
 S5_FRACS = "0.25 0.26 0.27 0.28 0.29 0.3 0.4 0.5 0.6"
 OUTLIERS = "0 100 300 1000 2000 3000"
 LIGHT = "--layers 1 --embed-init-scale 0.1 --position-scale 0.1"  # needs no decay, given much data
