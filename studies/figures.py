@@ -1,7 +1,8 @@
 """Draws run folders: learning curves, updates to 99 % against a setting, and groups side by side.
 
     python studies/figures.py DIR [DIR …] [--out DIR]            pictures of all in and below DIR
-    python studies/figures.py DIR [DIR …] --columns weight_norm  pictures of these columns instead
+    python studies/figures.py DIR [DIR …] --columns weight_norm  pictures of these columns instead,
+                                                                 A,B: in one panel
     python studies/figures.py DIR [DIR …] [--out DIR] --table    the numbers: Markdown, runs.csv
 
 A run is told by its settings, the columns of metrics.csv before `step` and after `seconds`; of two
@@ -243,6 +244,7 @@ def band(group, column):
     return np.array(steps), np.median(values, 0), np.min(values, 0), np.max(values, 0)
 
 
+LINES = "-", "--", ":", "-."
 PANELS = {
     "accuracy": {"train_acc": "--", "val_acc": "-"},
     "loss (nats)": {"train_loss": "--", "val_loss": "-"},
@@ -251,21 +253,29 @@ PANELS = {
 
 def curves(runs, columns=()):
     """Accuracy and loss, or these columns, over updates: each group of runs by its median over
-    seeds and its range."""
+    seeds and its range. Columns joined by commas share a panel."""
     title, groups = grouped(runs)
-    panels = {name: {name: "-"} for name in columns} or PANELS
+    panels = {names: dict(zip(names.split(","), LINES, strict=False)) for names in columns}
     title += "\nsolid: validation, dashed: training" * (not columns) + f"; n = {len(runs)}"
+    panels = panels or PANELS
     figure, axes = canvas(title, groups, panels=len(panels))
     for a, (name, lines) in itertools.zip_longest(axes, panels.items(), fillvalue=("", {})):
-        for (i, group), column in itertools.product(enumerate(groups.values()), lines):
-            colour, marker = look(i)
+        for (i, group), (j, column) in itertools.product(
+            enumerate(groups.values()), enumerate(lines)
+        ):
+            alone = len(groups) == 1 and columns  # colours tell columns apart
+            colour, marker = look(j if alone else i)
             steps, median, low, high = band(group, column)
-            a.plot(steps, median, marker + lines[column], color=colour, lw=1.3, ms=3, markevery=0.1)
+            style = marker + lines[column]
+            a.plot(steps, median, style, color=colour, lw=1.3, ms=3, markevery=0.1, label=column)
             a.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+        if columns and len(lines) > 1:
+            named = [line for line in a.lines if line.get_label() in lines]
+            a.legend(named[: len(lines)], lines, fontsize=7)
         a.set(
             xscale="log",
             xlabel="updates",
-            ylabel=name,
+            ylabel=name.replace(",", ", ") if len(name) < 40 else "",
             visible=bool(lines),
             yscale="log" if "loss" in name else "linear",
         )
@@ -459,7 +469,7 @@ def write_file(path, data):
 def draw(runs, folder, columns=()):
     """Writes every picture that applies into `folder`; yields the files. Raises UsageError."""
     known = set.intersection(*(set(row) for _, rows in runs for row in rows)) - {"step"}
-    for name in columns:
+    for name in itertools.chain.from_iterable(names.split(",") for names in columns):
         refuse(name not in known, f"--columns {name}: must be one of {', '.join(sorted(known))}")
     for name, figure in figures(runs, columns):
         data, name = io.BytesIO(), name.replace(" ", "-").replace("/", "-")

@@ -131,6 +131,19 @@ def test_other_columns_each_have_a_panel(tmp_path):
     assert drawn(shown[2]) == [[(1, 0.1), (10, 0.1)], [(1, 0.1), (10, 0.3)]]
 
 
+def test_columns_joined_by_a_comma_share_a_panel(three_seeds):
+    runs = figures.read_runs([three_seeds])
+    both, norm, *_ = figures.curves(runs, ["train_acc,val_acc", "weight_norm"]).axes
+    train_acc, val_acc = drawn(both)
+    assert train_acc == [(1, 0.1), (10, 0.6), (100, 1.0)]
+    assert val_acc == [(1, 0.05), (10, 0.2), (100, 0.6)]
+    legend = both.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["train_acc", "val_acc"]
+    colours = [line.get_color() for line in both.lines if len(line.get_xdata())]
+    assert [line.get_color() for line in legend.get_lines()] == colours
+    assert len(drawn(norm)) == 1
+
+
 def test_columns_are_drawn_instead_of_all_else(three_seeds):
     assert figures.main([str(three_seeds), "--columns", "val_acc", "weight_norm"]) == 0
     assert [file.name for file in three_seeds.glob("*.png")] == ["columns-x_div_y.png"]
