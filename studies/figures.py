@@ -5,10 +5,9 @@
                                                                  A,B: in one panel
     python studies/figures.py DIR [DIR …] [--out DIR] --table    the numbers: Markdown, runs.csv
 
-A run is told by its settings, the columns of metrics.csv before `step` and after `seconds`; of two
-equal runs the longer one counts. A setting that a file has no column for has its default there, or
-0 if only a study knows it, unless the study goes on with the run. Numbers are medians over seeds,
-with the least and the greatest.
+A run is told by its settings, the columns of metrics.csv after `seconds`; of two equal runs the
+longer one counts. A setting that a file has no column for has its default there, or 0 if only a
+study knows it. Numbers are medians over seeds, with the least and the greatest.
 """
 
 import argparse
@@ -72,40 +71,31 @@ def usual_settings():
 
 
 def read_table(file):
-    """The runs of one metrics.csv, or of several in one: [(settings, rows)], two kinds of dicts."""
-    header, runs = None, {}
-    for line in csv.reader(io.StringIO(file.read_text())):
-        if "step" in line:
-            header, step, seconds = line, line.index("step"), line.index("seconds")
-        elif line:
-            pairs = list(zip(header, line, strict=True))
-            settings = {k: cell(k, v) for k, v in pairs[:step] + pairs[seconds + 1 :]}
-            row = {
-                k: number(v) if k in ("step", *ACCURACIES) else float(v)
-                for k, v in pairs[step : seconds + 1]
-            }
-            key = tuple(settings.items())
-            if key not in runs:  # a study that goes on with a run adds its columns
-                begun = [
-                    k
-                    for k, (part, rows) in runs.items()
-                    if part.items() < settings.items() and rows[-1]["step"] < row["step"]
-                ]
-                runs[key] = settings, runs[begun[0]][1] if begun else Rows()
-            runs[key][1].append(row)
-    return list({id(rows): (settings, rows) for settings, rows in runs.values()}.values())
+    """The runs of a metrics.csv: [(settings, rows)], two kinds of dicts. Raises ValueError."""
+    runs = {}
+    header, *lines = csv.reader(io.StringIO(file.read_text()))
+    seconds = header.index("seconds")
+    for line in lines:
+        pairs = list(zip(header, line, strict=True))
+        settings = {name: cell(name, text) for name, text in pairs[seconds + 1 :]}
+        row = {
+            name: number(text) if name in ("step", *ACCURACIES) else float(text)
+            for name, text in pairs[: seconds + 1]
+        }
+        runs.setdefault(tuple(settings.items()), (settings, Rows()))[1].append(row)
+    return list(runs.values())
 
 
 class Rows(list):
     """The evaluations of a run; `grok` is the version of grok.py that trained it."""
 
-    grok = "2.0.0"
+    grok = ""
 
 
 def version(folder):
-    """The version of grok.py that its config.json names; what has none is of version 2."""
+    """The version of grok.py that a run's config.json names."""
     file = folder / "config.json"
-    return json.loads(file.read_text())["grok"] if file.exists() else Rows.grok
+    return json.loads(file.read_text())["grok"] if file.exists() else ""
 
 
 def read_runs(paths):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import figures
 import grok
-import grok2
 import matplotlib.image as image
 import models
 import numpy as np
@@ -315,30 +314,6 @@ def test_what_a_study_measures_is_no_setting(tmp_path):
     assert rows[0]["sharpness"] == 7
 
 
-def gone_on(folder, first):
-    """A run of two evaluations, until update 10, and below it, in the same file, the run of a study
-    that goes on with it, from `first` on."""
-    plain = made(folder / "plain", ({}, {1: (0, 0), 10: (1, 0.5)})) / "metrics.csv"
-    curve = {first: (1, 0.7), 40: (1, 0.8)}
-    file = made(folder / "study", (dict(boost=0.9), curve), study=["boost"]) / "metrics.csv"
-    file.write_text(plain.read_text() + file.read_text())
-    return figures.read_runs([folder / "study"])
-
-
-def test_a_run_that_a_study_went_on_with_is_one_run(tmp_path):
-    ((settings, rows),) = gone_on(tmp_path, first=30)
-    assert settings["boost"] == 0.9
-    assert [row["step"] for row in rows] == [1, 10, 30, 40]
-
-
-def test_a_run_that_starts_before_the_other_ends_is_another(tmp_path):
-    runs = gone_on(tmp_path, first=5)
-    assert [(settings["boost"], rows[-1]["step"]) for settings, rows in runs] == [
-        (0, 10),
-        (0.9, 40),
-    ]
-
-
 @pytest.fixture
 def table(tmp_path, capsys):
     """(what is said, the rows of runs.csv) of four runs."""
@@ -390,18 +365,11 @@ def test_a_row_has_the_greatest_and_the_last_of_all_else(table):
     assert {row["steps"] for row in rows} == {"9000"}
 
 
-def test_folders_of_both_versions_are_read_and_told_by_their_version(tmp_path):
+def test_a_row_has_the_version_that_trained_it(tmp_path):
     settings = TINY | dict(steps=20, device="cpu")
-    three = grok.train(grok.Config(**settings, seed=3), tmp_path / "3" / "run", quiet=True)
-    (two,) = grok2.train(grok2.Config(**settings, seed=2), out=tmp_path / "2", quiet=True)
-    (_, second), (_, third) = figures.read_runs([tmp_path])
-    assert (second, third) == (two.log, three.log)
-    assert (second.grok, third.grok) == (grok2.__version__, grok.__version__)
-    assert figures.main([str(tmp_path), "--table"]) == 0
-    with open(tmp_path / "runs.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["grok"] for row in rows] == ["2.0.0", grok.__version__]
-    assert list(rows[0])[-1] == "grok"
+    grok.train(grok.Config(**settings), tmp_path / "run", quiet=True)
+    (row,) = figures.rows_of(figures.read_runs([tmp_path]))
+    assert row["grok"] == grok.__version__
 
 
 def test_sweeps_are_read_run_by_run_from_several_folders(tmp_path):
@@ -434,12 +402,12 @@ def test_a_title_is_wrapped_and_says_what_differs_from_the_nearer_recipe(tmp_pat
     assert max(map(len, title.splitlines())) <= 140
 
 
-def test_merged_tables_are_read_like_their_folders(tmp_path):
+def test_tables_joined_under_one_header_are_read_like_their_folders(tmp_path):
     parts = [made(tmp_path / f"{seed}", (dict(seed=seed), {1: (0, 0)})) for seed in (0, 1)]
-    text = "".join((part / "metrics.csv").read_text() for part in parts)
-    (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "metrics.csv").write_text(text)
-    assert figures.read_runs([tmp_path / "merged"]) == figures.read_runs(parts)
+    (head, first), (_, second) = ((p / "metrics.csv").read_text().splitlines() for p in parts)
+    (tmp_path / "joined").mkdir()
+    (tmp_path / "joined" / "metrics.csv").write_text("\n".join([head, first, second]))
+    assert figures.read_runs([tmp_path / "joined"]) == figures.read_runs(parts)
 
 
 def refused(folder, capsys, *more):
