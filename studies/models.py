@@ -111,6 +111,8 @@ class NormlessTransformer(nn.Module):
     Only "=" is read, and its query is the same for all equations. So scores and values are tables,
     a row for each element in each place, and an equation takes its rows."""
 
+    unread = "layers", "dropout", "init_scale", "embed_init_scale", "position_scale"  # settings
+
     def __init__(self, n: int, width: int = 128, heads: int = 4) -> None:
         super().__init__()
         self.n, self.heads = n, heads
@@ -195,6 +197,8 @@ class GrokfastBlock(grok.Block):
 
 class GrokfastTransformer(grok.CachedTransformer):
     """The decoder of Grokfast's code. Embeddings and positions are learned, from N(0, 1)."""
+
+    unread = "dropout", "init_scale", "embed_init_scale", "position_scale"  # settings
 
     def __init__(self, n: int, layers: int = 2, width: int = 128, heads: int = 4) -> None:
         super().__init__(n, 0, width, heads)

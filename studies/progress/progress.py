@@ -3,25 +3,19 @@
 few key frequencies w. Columns:
 
     embed_gini       Gini coefficient of the norms of the embedding's Fourier coefficients
-                     (0: all alike, near 1: just one)
-    restricted_loss  on all equations, when of how logits depend on x and y only cos and sin of
-                     w(x + y) are left
-    excluded_loss    on training equations, when just these are taken away
+    restricted_loss  on all equations, if logits had only their cos and sin of w(x + y)
+    excluded_loss    on training equations, if logits had all but these
     med              mean ‖e(i + 1) - e(i)‖ of the embedding (Gu et al. 2025, arXiv 2504.03162)
 
 Key are the --keys largest frequencies of the embedding as it is or, with --keys-of DIR and in the
 paper, as it is at the end of the same run, in DIR. For x · y and x / y elements are in the order of
-their logarithms; 0 has none and is left out. Cost: an evaluation.
+their logarithms; 0 has none and is left out.
 
-Their setting is --net theirs, full batch:
-
-    THEIRS="--net theirs --op x_plus_y --p 113 --frac 0.3 --batch-size 0"
-    python studies/progress/progress.py $THEIRS --seed 0 1 2 --out runs/first
-    python studies/progress/progress.py $THEIRS --seed 0 1 2 --keys-of runs/first
+    python studies/progress/progress.py --net theirs --op x_plus_y --p 113 --frac 0.3 --batch-size 0
 """
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
@@ -41,16 +35,12 @@ class Config(grok.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        known = [
-            "x_plus_y",
-            "x_minus_y",
-            *(PRODUCTS if self.p > 2 and grok.is_prime(self.p) else []),
-        ]
+        products = PRODUCTS if self.p > 2 and grok.is_prime(self.p) else ()
+        known = "x_plus_y", "x_minus_y", *products
         if self.op not in known:
             raise grok.UsageError(f"--op {self.op}: must be one of {', '.join(known)}")
         if self.net == "theirs":
-            scales = "init_scale", "embed_init_scale", "position_scale"
-            models.refuse_unread(self, "layers", "dropout", *scales)
+            models.refuse_unread(self, *models.NormlessTransformer.unread)
 
 
 def cycle(op, p):
@@ -71,6 +61,7 @@ def spectrum(embedding):
 
 
 def gini(sizes):
+    """Of sizes (n,): 0 if all are alike, 1 - 1/n if there is just one."""
     n = len(sizes)
     ranks = 2 * torch.arange(n, device=sizes.device) + 1 - n
     return (ranks * sizes.sort().values).sum() / (n * sizes.sum())
@@ -81,12 +72,9 @@ class Progress(grok.Run):
         super().__init__(config)
         order, rows = cycle(config.op, config.p)
         self.order, self.rows = order.to(self.device), rows.to(self.device)
-        self.trained = torch.zeros_like(self.labels, dtype=torch.bool)
-        self.trained[self.train_rows] = True
         self.named = None  # the embedding that names the keys
         if config.keys_of != "none":
-            names = [f.name for f in fields(Config) if f.metadata["fixed"]]
-            same = {name: getattr(config, name) for name in names} | dict(keys_of="none")
+            same = config.fixed() | dict(keys_of="none")
             weights = models.last_weights("--keys-of", config.keys_of, **same)
             self.named = weights["embed.weight"].to(self.device)
 
@@ -112,7 +100,7 @@ class Progress(grok.Run):
         waves = torch.fft.rfft(means, dim=0)
         key_waves = torch.zeros_like(waves).index_copy(0, keys, waves[keys])
         turning = torch.fft.irfft(key_waves, n, dim=0)  # (n, V)
-        labels, trained = self.labels[self.rows], self.trained[self.rows]
+        labels, trained = self.labels[self.rows], torch.isin(self.rows, self.train_rows)
         rest = logits - turning[:, None]
         return super().measure(model) | dict(
             embed_gini=gini(spectrum(now)),
