@@ -10,11 +10,11 @@ weights of each matrix, but random ones; --control norm, the dense network with 
 scaled down to the norm of the ticket.
 
 --net theirs sums embeddings of 500 numbers and has layers of 48 and 500, without biases; --pairs
-unordered leaves out y + x where x + y is, as their task does.
+unordered keeps x + y with x < y, as their task does.
 
     THEIRS="--net theirs --pairs unordered --op x_plus_y --p 67 --frac 0.4 --batch-size 0"
     python studies/ticket/ticket.py $THEIRS --steps 30000 --seed 0 1 --out runs/dense
-    python studies/ticket/ticket.py $THEIRS --ticket runs/dense --control magnitude random norm
+    python studies/ticket/ticket.py $THEIRS --steps 30000 --seed 0 1 --ticket runs/dense
 """
 
 import math
@@ -54,7 +54,7 @@ class Ticket(grok.Run):
         if self.config.pairs == "ordered":
             return inputs, labels, train, val
         x, y = inputs
-        kept = x <= y
+        kept = x < y
         count = round(self.config.frac * int(kept.sum()))
         rows = torch.cat([train, val])  # all, shuffled by the seed
         rows = rows[kept[rows]]

@@ -69,6 +69,7 @@ class Transfer(grok.Run):
         factors = nn.Sequential(nn.Embedding(V, rank), nn.Linear(rank, D, bias=False))
         for w in factors.parameters():
             w *= self.config.init_scale
+        factors[0].weight *= self.config.embed_init_scale
         return factors
 
     def small_embedding(self):
