@@ -40,13 +40,16 @@ class Config(grok.Config):
 def means(when, group, n):
     """The mean (n,) of `when` over each group's members, and their numbers (n,)."""
     count = torch.zeros(n, dtype=when.dtype).index_add(0, group, torch.ones_like(when))
-    return torch.zeros(n, dtype=when.dtype).index_add(0, group, when) / count.clamp(min=1), count
+    total = torch.zeros(n, dtype=when.dtype).index_add(0, group, when)
+    return total / count.clamp(min=1), count
 
 
 def correlation(a, b):
     """Pearson's, of a and b (n,); 0 where there is none."""
+    if not len(a):
+        return torch.tensor(0.0)
     a, b = a - a.mean(), b - b.mean()
-    return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-9) if len(a) else torch.tensor(0.0)
+    return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-9)
 
 
 class LocalGrokking(grok.Run):
@@ -63,23 +66,27 @@ class LocalGrokking(grok.Run):
 
     @torch.no_grad()
     def measure(self, model):
-        columns, right, n = super().measure(model), self.right(model), self.config.elements
+        columns = super().measure(model)
+        right = self.right(model)
+        n = self.config.elements
         self.since = torch.where(self.since > 0, self.since, self.step) * right
         when = torch.where(right, self.since, self.step)
         sets = dict(memorised=self.train_rows.cpu(), generalised=self.val_rows.cpu())
         (x, y), z = (t.cpu() for t in self.inputs), self.labels.cpu()
-        parts, among = self.config.parts, {"": torch.ones_like(right)}
+        parts = self.config.parts
+        among = {"": torch.ones_like(right)}
         if parts > 1:
             among |= {f"_y{k}": y % parts == k for k in range(parts)}
         for (name, rows), (part, wanted) in itertools.product(sets.items(), among.items()):
-            times = when[rows[wanted[rows]]].quantile(torch.tensor(SHARES, dtype=when.dtype))
-            columns |= {
-                f"{name}_{q:.0%}"[:-1] + part: t for q, t in zip(SHARES, times, strict=True)
-            }
+            some = when[rows[wanted[rows]]]
+            times = some.quantile(torch.tensor(SHARES, dtype=when.dtype))
+            for share, time in zip(SHARES, times, strict=True):
+                columns[f"{name}_{100 * share:.0f}{part}"] = time
         for name, group in dict(x=x, y=y, z=z).items():
-            (a, m), (b, k) = (means(when[rows], group[rows], n) for rows in sets.values())
-            both = (m > 0) & (k > 0)
-            columns[f"local_{name}"] = correlation(a[both], b[both])
+            learned, train_count = means(when[sets["memorised"]], group[sets["memorised"]], n)
+            found, val_count = means(when[sets["generalised"]], group[sets["generalised"]], n)
+            both = (train_count > 0) & (val_count > 0)
+            columns[f"local_{name}"] = correlation(learned[both], found[both])
         return columns
 
 
