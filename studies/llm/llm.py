@@ -69,7 +69,8 @@ class LocalGrokking(grok.Run):
         columns = super().measure(model)
         right = self.right(model)
         n = self.config.elements
-        self.since = torch.where(self.since > 0, self.since, self.step) * right
+        since = self.since.cpu()  # a checkpoint's is where the run is
+        self.since = torch.where(since > 0, since, self.step) * right
         when = torch.where(right, self.since, self.step)
         sets = dict(memorised=self.train_rows.cpu(), generalised=self.val_rows.cpu())
         (x, y), z = (t.cpu() for t in self.inputs), self.labels.cpu()
