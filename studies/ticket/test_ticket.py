@@ -100,9 +100,21 @@ def test_their_network_starts_with_one_over_the_fan_in():
     }
     model = Ticket(Config(**settings, net="theirs")).model
     fans = {"first.embed.weight": 11, "first.up.weight": 500, "rest.0.weight": 48}
+    fans["unembed.weight"] = 500
     for name, fan_in in fans.items():
         w = model.get_parameter(name)
         assert w.std().item() == pytest.approx(fan_in**-0.5, rel=0.03)
+
+
+def test_their_network_has_one_relu():
+    settings = {
+        name: value for name, value in TINY.items() if name not in ("layers", "width", "heads")
+    }
+    model = Ticket(Config(**settings, net="theirs")).model
+    embed, up, down, head = model.parameters()
+    x, y = torch.tensor([1, 2, 10]), torch.tensor([3, 0, 10])
+    units = ((embed[x] + embed[y]) @ up.T).clamp(min=0)
+    torch.testing.assert_close(model(x, y), units @ down.T @ head.T)
 
 
 @pytest.mark.parametrize("given", [dict(seed=2), dict(init_scale=3.0), dict(pairs="unordered")])

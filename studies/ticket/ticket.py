@@ -9,8 +9,8 @@ transition gives the tickets that fail. Controls: --ticket none, dense; --contro
 weights of each matrix, but random ones; --control norm, the dense network with all its matrices
 scaled down to the norm of the ticket.
 
---net theirs sums embeddings of 500 numbers and has layers of 48 and 500, without biases; --pairs
-unordered keeps x + y with x < y, as their task does.
+--net theirs sums embeddings of 500 numbers, which go through 48 ReLU units and 500 linear ones to
+the answers, without biases; --pairs unordered keeps x + y with x < y, as their task does.
 
     THEIRS="--net theirs --pairs unordered --op x_plus_y --p 67 --frac 0.4 --batch-size 0"
     python studies/ticket/ticket.py $THEIRS --steps 30000 --seed 0 1 --out runs/dense
@@ -46,6 +46,17 @@ class Config(grok.Config):
             models.refuse_unread(self, *sizes)
 
 
+class SummedMLP(models.MLP):
+    """Theirs: after the 48 ReLU units come two matrices with nothing in between."""
+
+    def __init__(self, n):
+        super().__init__(n, (48,), embed=500, summed=True, outputs=500, bias=False)
+        self.unembed = nn.Linear(500, n, bias=False)
+
+    def forward(self, x, y):
+        return self.unembed(super().forward(x, y))
+
+
 class Ticket(grok.Run):
     saved = *grok.Run.saved, "masks"
 
@@ -64,7 +75,7 @@ class Ticket(grok.Run):
     def build_model(self):
         c = self.config
         if c.net == "theirs":
-            model = models.MLP(c.elements, (48, 500), embed=500, summed=True, bias=False)
+            model = SummedMLP(c.elements)
             for name, w in model.named_parameters():  # N(0, 1 / fan-in); an embedding's is one-hot
                 fan_in = len(w) if name.endswith("embed.weight") else w.shape[1]
                 nn.init.normal_(w, std=c.init_scale / math.sqrt(fan_in))
