@@ -100,7 +100,7 @@ def test_their_network_starts_with_one_over_the_fan_in():
     }
     model = Ticket(Config(**settings, net="theirs")).model
     fans = {"first.embed.weight": 11, "first.up.weight": 500, "rest.0.weight": 48}
-    fans["unembed.weight"] = 500
+    fans["head.weight"] = 500
     for name, fan_in in fans.items():
         w = model.get_parameter(name)
         assert w.std().item() == pytest.approx(fan_in**-0.5, rel=0.03)

@@ -51,10 +51,10 @@ class SummedMLP(models.MLP):
 
     def __init__(self, n):
         super().__init__(n, (48,), embed=500, summed=True, outputs=500, bias=False)
-        self.unembed = nn.Linear(500, n, bias=False)
+        self.head = nn.Linear(500, n, bias=False)
 
     def forward(self, x, y):
-        return self.unembed(super().forward(x, y))
+        return self.head(super().forward(x, y))
 
 
 class Ticket(grok.Run):
