@@ -2082,6 +2082,7 @@ def process():
         numpy=pickle.dumps(np.random.get_state()),
         python=random.getstate(),
         threads=torch.get_num_threads(),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
         dtype=torch.get_default_dtype(),
         device=torch.get_default_device(),
         modes=(torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
@@ -2116,6 +2117,27 @@ def test_the_process_is_the_caller_s_again(call, place):
         with contextlib.suppress(ZeroDivisionError, UsageError):
             CALLS[call]()
         assert process() == before
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
+
+
+@on_a_gpu
+def test_a_gpu_begins_as_the_cpu_and_both_generalise():
+    logs = []
+    for device in ("cpu", "cuda"):
+        config = Config(**grok.FAST | dict(op="x_plus_y", p=31, frac=0.7, device=device))
+        logs.append(grok.train(config, quiet=True).log)
+    for name in ("train_loss", "val_loss", "weight_norm"):
+        assert logs[0][0][name] == pytest.approx(logs[1][0][name], rel=1e-4)
+    assert all(log[-1]["val_acc"] >= 0.99 for log in logs)
+
+
+@on_a_gpu
+def test_a_gpu_gives_the_same_again_with_many_rows_in_a_batch():
+    config = Config(op="x_plus_y", batch_size=0, steps=5, device="cuda")
+    one, two = (grok.train(config, quiet=True).model.state_dict() for _ in range(2))
+    assert all(torch.equal(w, two[name]) for name, w in one.items())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")

@@ -1,0 +1,114 @@
+"""grok.py or a study on a GPU, each whole update replayed as one CUDA graph. An update is some
+hundreds of short kernels; started one by one from Python they leave the GPU idle most of the time.
+
+    python studies/speed/graphed.py grok.py --op x_div_y --frac 0.5
+    python studies/speed/graphed.py studies/unified/unified.py --net theirs --op x_plus_y
+
+A graph repeats what it has seen: rows and random numbers are new at each update, the rest is as it
+was. So it is taken once the rate has stopped changing, and once more where that changes again; up
+to then, and without a GPU, updates are plain. A method that keeps something in Python from one
+update to the next, such as a filter that binds its tensors anew, would be frozen: before training a
+few updates are made with and without graphs, and a difference ends it.
+
+It trains one run at a time. For many, start the same command with the same --out several times;
+under NVIDIA's MPS (nvidia-cuda-mps-control -d) their kernels run side by side.
+"""
+
+import contextlib
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # grok.py
+import grok
+import torch
+
+EAGER = 3  # plain updates before a graph is taken, in which torch sets up what it keeps
+
+
+class Graphed:
+    """Put before a subclass of grok.Run."""
+
+    def update(self, rows):
+        if self.device.type != "cuda":
+            return super().update(rows)
+        if not hasattr(self, "graphs"):
+            self.graphs, self.seen, self.rows_now = {}, {}, rows.clone()
+            optimizers = [v for v in vars(self).values() if isinstance(v, torch.optim.Optimizer)]
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["capturable"] = True
+        # what a graph is of: a rate, and for NeuralGrok whether the amplifier learns
+        rate = self.schedule.lr_lambdas[0](self.step - 1)
+        kind = rate, self.step % getattr(self.config, "inner", 1)
+        self.rows_now.copy_(rows)
+        if kind in self.graphs:
+            return self.graphs[kind].replay()
+        self.schedule.last_epoch = self.step - 2  # replays do not step it
+        self.schedule.step()
+        self.seen[kind] = self.seen.get(kind, 0) + 1
+        if self.seen[kind] > EAGER:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                super().update(self.rows_now)
+            self.graphs[kind] = graph
+            graph.replay()
+        else:
+            with self.aside():
+                super().update(self.rows_now)
+
+    @contextlib.contextmanager
+    def aside(self):
+        """Within, work goes to a stream of its own, as torch wants it before a graph is taken."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+def graphed(method):
+    """A subclass of grok.Run with graphs. Its name, which records keep, is the method's."""
+    return type(method.__name__, (Graphed, method), {"__module__": method.__module__})
+
+
+def compare(method, config):
+    """Raises UsageError if updates with graphs lead elsewhere than those of the plain method."""
+    ends = []
+    for kind in method.__bases__[1:] + (method,):
+        with grok.usual_torch(config):
+            run = kind(config)
+            for _ in range(config.warmup + 3 * EAGER):
+                run.advance()
+        ends.append(run.model.state_dict())
+    for name, w in ends[0].items():
+        if not torch.allclose(w, ends[1][name], rtol=1e-3, atol=1e-4):
+            raise grok.UsageError(
+                f"{method.__name__}: {name} differs in a CUDA graph; run it plain"
+            )
+
+
+def find(path):
+    """The Config and the method of a study's file: the last ones defined there."""
+    sys.path.insert(0, str(path.resolve().parent))
+    module = importlib.import_module(path.stem)
+    own = [v for v in vars(module).values() if getattr(v, "__module__", None) == path.stem]
+    classes = [v for v in own if isinstance(v, type)]
+    configs = [c for c in classes if issubclass(c, grok.Config)]
+    return configs[-1], [c for c in classes if issubclass(c, grok.Run)][-1]
+
+
+def main(argv):
+    if not argv or not Path(argv[0]).is_file():
+        print("graphed.py: give grok.py or the file of a study, then its flags", file=sys.stderr)
+        return 2
+    config, method = find(Path(argv[0]))
+    usual = grok.rehearse
+    grok.rehearse = compare  # of grok.main, which calls it before a new sweep
+    try:
+        return grok.main([*argv[1:], "--jobs", "1"], config=config, method=graphed(method))
+    finally:
+        grok.rehearse = usual
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

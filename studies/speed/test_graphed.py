@@ -1,0 +1,85 @@
+"""Properties of updates as CUDA graphs, and of the command line of graphed.py."""
+
+import sys
+from pathlib import Path
+
+import graphed
+import grok
+import pytest
+import torch
+
+STUDIES = Path(__file__).resolve().parents[1]
+TINY = [
+    "--op",
+    "x_plus_y",
+    "--p",
+    "11",
+    "--layers",
+    "1",
+    "--width",
+    "16",
+    "--heads",
+    "2",
+    "--steps",
+    "30",
+]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+
+
+@pytest.fixture(autouse=True)
+def path_as_it_was(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def rows(folder):
+    """metrics.csv without `seconds`."""
+    (record,) = grok.read(folder)
+    return [{**row, "seconds": 0} for row in record.log]
+
+
+@pytest.mark.parametrize("path", ["../grok.py", "unified/unified.py"])
+def test_without_a_gpu_it_is_the_plain_command(path, tmp_path, capsys):
+    flags = [*TINY, "--device", "cpu", "--threads", "1", "--quiet", "--out"]
+    file = STUDIES / path
+    assert graphed.main([str(file), *flags, str(tmp_path / "graphed")]) == 0
+    config, method = graphed.find(file)
+    grok.main([*flags, str(tmp_path / "plain"), "--jobs", "1"], config, method)
+    assert rows(tmp_path / "graphed") == rows(tmp_path / "plain")
+
+
+def test_it_finds_the_classes_of_a_study():
+    config, method = graphed.find(STUDIES / "unified" / "unified.py")
+    assert (config.__module__, method.__name__) == ("unified", "Unified")
+    assert graphed.find(STUDIES.parent / "grok.py") == (grok.Config, grok.Run)
+
+
+@pytest.mark.parametrize("words", [[], ["nowhere.py"], ["--op", "x_plus_y"]])
+def test_without_a_file_it_says_what_it_wants(words, capsys):
+    assert graphed.main(words) == 2
+    assert "give grok.py or the file of a study" in capsys.readouterr().err
+
+
+class Drifting(grok.Run):
+    """Each update goes another way by a number of Python's."""
+
+    def on_after_backward(self):
+        for w in self.model.parameters():
+            w.grad.fill_(self.step % 2 - 0.5)
+
+
+def test_a_difference_is_refused(monkeypatch):
+    monkeypatch.setattr(graphed.Graphed, "update", lambda self, rows: self.schedule.step())
+    config = grok.Config(op="x_plus_y", p=11, layers=1, width=16, heads=2, device="cpu")
+    with pytest.raises(grok.UsageError, match="differs in a CUDA graph"):
+        graphed.compare(graphed.graphed(grok.Run), config)
+
+
+@needs_cuda
+@pytest.mark.parametrize("method", [grok.Run, Drifting])
+def test_on_a_gpu_what_python_changes_is_refused_and_all_else_is_the_same(method):
+    config = grok.Config(op="x_plus_y", p=11, layers=1, width=16, heads=2, device="cuda")
+    if method is grok.Run:
+        graphed.compare(graphed.graphed(method), config)
+    else:
+        with pytest.raises(grok.UsageError, match="differs in a CUDA graph"):
+            graphed.compare(graphed.graphed(method), config)
