@@ -8,7 +8,7 @@ The input here is theirs of a transformer: the embeddings of an equation's token
 before positions are added. The column `alignment` is the mean of cos(Jᵀ1, input) over the training
 equations, their centroid alignment. --net theirs has no LayerNorm. Controls: --grokalign 0.
 
-    THEIRS="--net theirs --op x_plus_y --p 59 --frac 0.4 --batch-size 0"
+    THEIRS="--net theirs --op x_plus_y --p 59 --frac 0.4 --batch-size 0 --steps 20000"
     python studies/grokalign/grokalign.py $THEIRS --grokalign 0 1e-3 --frozen 0 1 --seed 0 1 2
 """
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from grokalign import Config, GrokAlign
 
-TINY = dict(op="x_plus_y", p=11, width=16, heads=2, batch_size=16, steps=5, until=0.0, threads=1)
+SHAPE = dict(op="x_plus_y", p=11, width=16, heads=2)
+TINY = SHAPE | dict(batch_size=16, steps=5, until=0.0, threads=1)
 NETS = pytest.mark.parametrize("net", ["grok", "theirs"])
 
 
@@ -25,32 +26,36 @@ def jacobian(model, x, y):
 @NETS
 def test_the_penalty_is_the_mean_norm_along_random_directions(net):
     run = GrokAlign(Config(**TINY, net=net, grokalign=0.5))
-    rows = torch.tensor([1 * 11 + 2, 4 * 11 + 9, 10 * 11 + 0])
+    x = torch.tensor([1, 4, 10])
+    y = torch.tensor([2, 9, 0])
+    rows = 11 * x + y
     with run.watched(run.model) as run.seen:
         logits = run.model(*(t[rows] for t in run.inputs))
     torch.manual_seed(0)
     loss = run.loss(logits, run.labels[rows]).item()
     torch.manual_seed(0)
     v = F.normalize(torch.randn_like(logits), dim=1)
-    norms = []
-    for direction, row in zip(v, rows.tolist(), strict=True):
-        along = torch.einsum("v,vtd->td", direction, jacobian(run.model, row // 11, row % 11))
-        norms.append(logits.shape[1] ** 0.5 * along.norm().item())
+    norms = torch.zeros(3)
+    for i, direction in enumerate(v):
+        slopes = jacobian(run.model, x[i].item(), y[i].item())
+        along = torch.einsum("v,vtd->td", direction, slopes)
+        norms[i] = len(direction) ** 0.5 * along.norm()
     plain = F.cross_entropy(logits, run.labels[rows]).item()
-    assert loss == pytest.approx(plain + 0.5 * sum(norms) / 3, rel=1e-4)
+    expected = plain + 0.5 * norms.mean().item()
+    assert loss == pytest.approx(expected, rel=1e-4)
 
 
 @NETS
 def test_alignment_is_the_cosine_of_the_jacobians_row_sum_and_the_input(net):
     run = GrokAlign(Config(**TINY, net=net))
     x, y = 3, 7
-    measured = run.alignment(run.model, torch.tensor([x * 11 + y])).item()
+    rows = torch.tensor([x * 11 + y])
+    measured = run.alignment(run.model, rows).item()
     tokens = torch.tensor([x, 11, y, 12] if net == "grok" else [x, y, 11])
     embedded = run.model.embed.weight.detach()[tokens].flatten()
     total = jacobian(run.model, x, y).sum(0).flatten()
-    assert measured == pytest.approx(
-        torch.cosine_similarity(embedded, total, dim=0).item(), abs=1e-5
-    )
+    cosine = torch.cosine_similarity(embedded, total, dim=0).item()
+    assert measured == pytest.approx(cosine, abs=1e-5)
 
 
 @NETS
@@ -58,5 +63,6 @@ def test_a_frozen_embedding_stays_and_is_penalised_all_the_same(net):
     config = Config(**TINY, net=net, grokalign=0.5, frozen=1)
     run = grok.train(config, quiet=True, method=GrokAlign)
     assert torch.equal(run.model.embed.weight, GrokAlign(config).model.embed.weight)
-    plain = grok.train(Config(**TINY, net=net, frozen=1), quiet=True, method=GrokAlign)
+    off = Config(**TINY, net=net, frozen=1)
+    plain = grok.train(off, quiet=True, method=GrokAlign)
     assert not torch.equal(run.model.head.weight, plain.model.head.weight)
