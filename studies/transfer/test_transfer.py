@@ -14,59 +14,78 @@ MLP = TINY | dict(net="mlp", embed=8, hidden=(16,))
 def small(tmp_path_factory):
     """A folder of small runs of seeds 0 and 1, of each network."""
     folder = tmp_path_factory.mktemp("small")
+    narrow_grok = GROK | dict(width=4)
+    narrow_mlp = MLP | dict(embed=4)
     for seed in (0, 1):
-        config = grok.Config(**GROK | dict(width=4), seed=seed)
+        config = grok.Config(**narrow_grok, seed=seed)
         grok.train(config, folder / f"grok/{seed}", quiet=True)
-        config = Config(**MLP | dict(embed=4), seed=seed)
-        grok.train(config, folder / f"mlp/{seed}", quiet=True, method=Transfer)
+        config = Config(**narrow_mlp, seed=seed)
+        out = folder / f"mlp/{seed}"
+        grok.train(config, out, quiet=True, method=Transfer)
     return folder
 
 
+def started(small, kind, given, seed):
+    """A model whose embedding starts as that of a small run of this kind."""
+    folder = str(small / kind)
+    config = Config(**given, seed=seed, transfer=folder)
+    return Transfer(config).model
+
+
 def test_a_embeds_as_the_small_model_of_the_same_seed(small):
-    run = Transfer(Config(**MLP, seed=1, transfer=str(small / "mlp")))
+    model = started(small, "mlp", MLP, seed=1)
     last = grok.load(small / "mlp/1", Config, Transfer).model
-    assert torch.equal(run.model.first.embed[0].weight, last.first.embed.weight)
+    A = model.first.embed[0].weight
+    assert torch.equal(A, last.first.embed.weight)
 
 
 def test_the_tokens_of_a_transformer_come_along(small):
-    run = Transfer(Config(**GROK, seed=0, transfer=str(small / "grok")))
+    model = started(small, "grok", GROK, seed=0)
     last = grok.load(small / "grok/0").model
-    assert torch.equal(run.model.embed[0].weight, last.embed.weight)  # n + 2 rows
+    A = model.embed[0].weight  # n + 2 rows
+    assert torch.equal(A, last.embed.weight)
 
 
 def test_an_mlps_embedding_can_start_a_transformer(small):
-    run = Transfer(Config(**GROK, seed=1, transfer=str(small / "mlp")))
+    model = started(small, "mlp", GROK, seed=1)
     last = grok.load(small / "mlp/1", Config, Transfer).model
-    assert torch.equal(run.model.embed[0].weight[:11], last.first.embed.weight)
+    A = model.embed[0].weight
+    assert torch.equal(A[:11], last.first.embed.weight)
 
 
 def test_the_embedding_is_the_product_of_a_and_b(small):
-    factored = Transfer(Config(**MLP, seed=1, transfer=str(small / "mlp"))).model
+    factored = started(small, "mlp", MLP, seed=1)
     plain = Transfer(Config(**MLP, seed=1)).model
     plain.load_state_dict(factored.state_dict(), strict=False)
-    A, B = factored.first.embed[0].weight, factored.first.embed[1].weight.T
-    plain.first.embed.weight = torch.nn.Parameter(A @ B)
-    x, y = torch.arange(11), torch.arange(11).flip(0)
+    A, B = (factor.weight for factor in factored.first.embed)
+    plain.first.embed.weight = torch.nn.Parameter(A @ B.T)
+    x = torch.arange(11)
+    y = x.flip(0)
     torch.testing.assert_close(factored(x, y), plain(x, y))
 
 
 def test_both_factors_are_trained():
-    run = grok.train(Config(**MLP, rank=4), quiet=True, method=Transfer)
-    before = Transfer(Config(**MLP, rank=4)).model.first.embed
-    for new, old in zip(run.model.first.embed.parameters(), before.parameters(), strict=True):
-        assert not torch.equal(new, old)
+    config = Config(**MLP, rank=4)
+    before = Transfer(config).model
+    after = grok.train(config, quiet=True, method=Transfer).model
+    for old, new in zip(before.first.embed, after.first.embed, strict=True):
+        assert not torch.equal(new.weight, old.weight)
 
 
 def test_their_initial_weights_are_pytorchs_times_a_factor():
-    half, whole = (Transfer(Config(**MLP, init_scale=scale)).model for scale in (0.5, 1.0))
-    for a, b in zip(half.parameters(), whole.parameters(), strict=True):
+    half = Transfer(Config(**MLP, init_scale=0.5)).model
+    whole = Transfer(Config(**MLP)).model
+    pairs = zip(half.parameters(), whole.parameters(), strict=True)
+    for a, b in pairs:
         torch.testing.assert_close(a, 0.5 * b)
 
 
 @pytest.mark.parametrize("given", [dict(seed=5), dict(frac=0.4), dict(outliers=1)])
 def test_a_small_run_of_other_equations_is_refused(given, small):
-    with pytest.raises(grok.UsageError, match="--transfer .*: must hold one run with .* holds 0"):
-        Transfer(Config(**MLP, transfer=str(small / "mlp"), **given))
+    config = Config(**MLP, transfer=str(small / "mlp"), **given)
+    message = "--transfer .*: must hold one run with .* holds 0"
+    with pytest.raises(grok.UsageError, match=message):
+        Transfer(config)
 
 
 def test_two_sources_of_a_are_refused():

@@ -5,14 +5,14 @@ at random, and both are trained.
 
 --net mlp is theirs: embeddings of --embed numbers, side by side, then layers of the widths
 --hidden, without biases. Controls: --transfer none, from scratch; with --rank as well, A at random;
-a small model that has only memorised.
+a small model that has not generalised.
 
-    WEAK="--net mlp --embed 4 --hidden 16 --lr 0.01 --weight-decay 1"
-    LARGE="--net mlp --embed 128 --hidden 512,512 --init-scale 0.3 --lr 0.005 --weight-decay 3"
-    TASK="--op x_plus_y --p 113 --frac 0.25 --batch-size 0 --eval-every 10"
-    python studies/transfer/transfer.py $TASK $WEAK --until 0.6 --out runs/weak
+    TASK="--net mlp --op x_plus_y --p 113 --frac 0.25 --batch-size 0 --beta2 0.999 --seed 10"
+    SMALL="--embed 4 --hidden 16 --lr 0.03 --weight-decay 0.3"
+    LARGE="--init-scale 0.3 --lr 0.005 --weight-decay 3 --steps 600 --eval-every 10"
+    python studies/transfer/transfer.py $TASK $SMALL --until 0.6 --out runs/weak
     python studies/transfer/transfer.py $TASK $LARGE --transfer runs/weak
-    python studies/transfer/transfer.py $TASK $LARGE --rank 4 --steps 600
+    python studies/transfer/transfer.py $TASK $LARGE --rank 0 4
 """
 
 import sys
