@@ -9,10 +9,10 @@ network, with new moments, warm-up and count of updates. Of one seed the trainin
 logit_norm, the mean norm of the logits over the training set, and the same divided by the weights'.
 Controls: --go-on none, from scratch, and the --frac of the run in DIR.
 
-    THEIRS="--net theirs --op x_plus_y --p 113 --batch-size 0"
-    python studies/efficiency/efficiency.py $THEIRS --frac 0.4 --seed 0 1 --out runs/whole
-    python studies/efficiency/efficiency.py $THEIRS --go-on none runs/whole --seed 0 1 --until 0 \\
-        --frac 0.05 0.1 0.15 0.2 --weight-decay 0.3 1 3 --steps 10000
+    THEIRS="--net theirs --op x_plus_y --p 113 --batch-size 0 --seed 0 1 2"
+    python studies/efficiency/efficiency.py $THEIRS --frac 0.4 --out runs/theirs
+    python studies/efficiency/efficiency.py $THEIRS --go-on none runs/theirs --until 0 \\
+        --frac 0.05 0.1 0.15 0.2 --steps 8000
 """
 
 import sys
