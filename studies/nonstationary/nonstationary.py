@@ -9,7 +9,7 @@ updates of which STEP is the first. (Theirs then falls by a cosine; here it stay
 no LayerNorm. Controls: --project 0 and --rewarm 0; --rewarm 1 has the high rate from the start.
 
     python studies/nonstationary/nonstationary.py --net theirs --op x_plus_y --p 117 --frac 0.2 \\
-        --beta2 0.999 --weight-decay 0 --project 0 1 --lr 1e-3 1e-2 --steps 5000 --seed 0 1 2
+        --beta2 0.999 --weight-decay 0 --project 0 1 --lr 1e-3 1e-2 --steps 20000 --seed 0 1 2
 """
 
 import sys
