@@ -3,9 +3,9 @@ its columns to those of the next class. This folder alone imports other rooms.
 
 --outliers as many as there are training equations makes all training answers random ones.
 
-    THEIRS="--net theirs --op x_plus_y --p 113 --frac 0.3 --batch-size 0 --until 0 --steps 10000"
-    python studies/lead/measures.py $THEIRS --weight-decay 0 1 --seed 0 1 2 --out runs/lead
-    python studies/lead/measures.py $THEIRS --outliers 3831 --seed 0 --out runs/random
+    THEIRS="--net theirs --op x_plus_y --p 113 --frac 0.3 --batch-size 0 --until 0 --steps 12000"
+    python studies/lead/measures.py $THEIRS --weight-decay 1 0 --seed 0 1 2 --out runs/lead
+    python studies/lead/measures.py $THEIRS --outliers 3831 --seed 0 1 2 --out runs/random
     python studies/lead/lead.py runs/lead --random runs/random
 """
 

@@ -1,7 +1,6 @@
 """Properties of leads, alarms and ROC areas, and of all measures together."""
 
 import csv
-from types import SimpleNamespace
 
 import grok
 import lead
@@ -18,28 +17,40 @@ VAL = [0, 0, 0.01, 0.02, 0.1, 0.3, 0.6, 0.9, 0.99, 1]  # starts at 20, is half w
 
 def curves(train=TRAIN, val=VAL, seed=0, **columns):
     columns = dict(step=STEPS, train_acc=train, val_acc=val, **columns)
-    log = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return lead.Curves(SimpleNamespace(config=SimpleNamespace(seed=seed), log=log))
+    rows = lead.figures.Rows()
+    for values in zip(*columns.values(), strict=True):
+        rows.append(dict(zip(columns, values, strict=True)))
+    return lead.Curves(dict(seed=seed), rows)
 
 
-def row(run, name, others=()):
-    return lead.row_of(run, name, list(others))
+def moved(run, name, *others):
+    return lead.moved(run, name, {"": others})
+
+
+def of(column, rows):
+    return [row for row in rows if row["column"] == column]
 
 
 def test_a_column_that_is_half_way_in_the_middle_of_the_plateau():
     """From 5 at 20 to 1 at 80, half way at 40: what follows 80 does not count."""
-    run = curves(early=[9, 9, 5, 4, 2.9, 2, 1.5, 1, 1, 7])
-    assert row(run, "early")["lead"] == 20
-    assert row(run, "early")["moves"] == pytest.approx((40 - 20) / (60 - 20))
+    row = moved(curves(early=[9, 9, 5, 4, 2.9, 2, 1.5, 1, 1, 7]), "early")
+    assert row["lead"] == 20
+    assert row["moves"] == row["stays"] == pytest.approx((40 - 20) / (60 - 20))
 
 
 def test_a_column_that_follows_has_a_negative_lead():
-    run = curves(late=[0, 3, 0, 0, 0, 0, 0, 0, 8, 0])
-    assert row(run, "late")["lead"] == -20
+    row = moved(curves(late=[0, 3, 0, 0, 0, 0, 0, 0, 8, 0]), "late")
+    assert row["lead"] == -20
+
+
+def test_a_column_stays_from_when_on_it_does_not_come_back():
+    row = moved(curves(noisy=[0, 0, 0, 5, 1, 6, 2, 6, 8, 0]), "noisy")
+    assert row["moves"] == (30 - 20) / (60 - 20)
+    assert row["stays"] == (70 - 20) / (60 - 20)
 
 
 def test_validation_accuracy_itself_moves_at_1():
-    assert row(curves(), "val_acc")["moves"] == 1
+    assert moved(curves(), "val_acc")["moves"] == 1
 
 
 @pytest.mark.parametrize(
@@ -50,58 +61,74 @@ def test_validation_accuracy_itself_moves_at_1():
     ],
 )
 def test_a_run_without_a_plateau_has_no_lead(run):
-    assert row(run, "c")["lead"] == row(run, "c")["moves"] == ""
+    assert not moved(run, "c")
 
 
 def test_a_column_that_ends_where_it_began_has_no_lead():
-    assert row(curves(flat=[2.0] * 10), "flat")["moves"] == ""
+    assert not moved(curves(flat=[2.0] * 10), "flat")
 
 
 def test_alarms_are_the_share_of_others_that_go_half_as_far():
     run = curves(c=[0, 0, 0, 1, 2, 3, 4, 5, 6, 6])  # a way of 6 from 20 on
     others = [curves(val=[0] * 10, c=[9, 9, 0, 0, 0, far, 0, 0, 0, 0]) for far in (2.9, 3.0, 8.0)]
-    assert row(run, "c", others)["alarms"] == pytest.approx(2 / 3)
+    row = moved(run, "c", *others)
+    assert row["alarms"] == pytest.approx(2 / 3)
+    assert row["farthest"] == pytest.approx(8 / 6)
+
+
+def test_a_loss_has_its_logarithm_beside_it():
+    run = curves(c_loss=[1, 1, 1, 0.5, 0.25, 0.125, 1e-1, 1e-2, 1e-3, 0])
+    assert moved(run, "c_loss")["moves"] == pytest.approx(1 / 4)
+    assert moved(run, "log_c_loss")["moves"] == pytest.approx(5 / 4)
 
 
 def test_auc_is_scikit_learns():
     from sklearn.metrics import roc_auc_score
 
     random = np.random.default_rng(0)
+    generalise = [seed < 4 for seed in range(9)]
     runs = [
-        curves(val=VAL if seed < 4 else [0] * 10, seed=seed, drawn=random.normal(size=10))
-        for seed in range(9)
+        curves(val=VAL if yes else [0] * 10, drawn=random.normal(size=10)) for yes in generalise
     ]
-    rows = [r for r in lead.rows_of(runs) if r["column"] == "drawn"]
-    expected = roc_auc_score([r["generalises"] for r in rows], [r["at_99"] for r in rows])
-    assert [r["auc"] for r in rows] == pytest.approx([expected] * 9)
+    rows = of("drawn", lead.rows_of(runs))
+    expected = roc_auc_score(generalise, [row["at_99"] for row in rows])
+    assert [row["auc"] for row in rows] == pytest.approx([expected] * 9)
 
 
-def test_a_run_that_does_not_memorise_is_left_out():
-    rows = lead.rows_of([curves(), curves(train=[0.5] * 10, seed=1)])
-    assert {r["seed"] for r in rows} == {0}
-
-
-def test_runs_on_random_answers_count_as_others_and_have_no_rows():
+def test_runs_on_random_answers_are_others_of_their_own_and_have_no_rows():
     random = [curves(val=[0] * 10, seed=5, c=STEPS)]
-    rows = lead.rows_of([curves(c=STEPS)], random)
-    assert {r["seed"] for r in rows} == {0}
-    assert [r["alarms"] for r in rows if r["column"] == "c"] == [1]
+    still = curves(val=[0] * 10, seed=1, c=[0] * 10)
+    rows = of("c", lead.rows_of([curves(c=STEPS), still], random))
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert (rows[0]["alarms"], rows[0]["random_alarms"]) == (0, 1)
+    assert (rows[0]["auc"], rows[0]["random_auc"]) == (1, 0.5)
 
 
-def test_it_writes_a_row_for_each_run_and_column_and_a_picture(tmp_path):
-    for seed in (0, 1):
-        config = measures.Config(**TINY, seed=seed, weight_decay=0.0, lr=0.01, steps=400)
-        grok.train(config, tmp_path / f"runs/{seed}", quiet=True, method=measures.Measures)
+def test_matrices_are_one_measure_and_measures_have_places():
+    late = [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
+    rows = lead.rows_of([curves(alpha_up=STEPS, alpha_down=STEPS, late=late)])
+    places = {(row["measure"], row["place"]) for row in rows}
+    assert places == {("alpha, all matrices", 1), ("val_acc", 2), ("late", 3)}
+
+
+def trained(folder, **settings):
+    config = measures.Config(**TINY, **settings)
+    grok.train(config, folder, quiet=True, method=measures.Measures)
+
+
+def test_it_writes_a_row_for_each_run_that_memorises_and_column_and_a_picture(tmp_path):
+    for seed, steps in enumerate([400, 400, 2]):
+        trained(tmp_path / f"runs/{seed}", seed=seed, weight_decay=0.0, lr=0.01, steps=steps)
     assert lead.main([str(tmp_path / "runs"), "--out", str(tmp_path / "to")]) == 0
     with open(tmp_path / "to/lead.csv", newline="") as opened:
-        found = {(r["column"], r["seed"]) for r in csv.DictReader(opened)}
-    assert {"inactive", "restricted_loss", "strength", "local_x"} <= {name for name, _ in found}
+        rows = list(csv.DictReader(opened))
+    assert {"inactive", "restricted_loss", "strength", "local_x"} <= {row["column"] for row in rows}
+    assert {row["seed"] for row in rows} == {"0", "1"}
     assert (tmp_path / "to/lead.png").stat().st_size > 5_000
 
 
 def test_a_folder_in_which_nothing_memorises_is_refused(tmp_path, capsys):
-    config = measures.Config(**TINY, steps=2)
-    grok.train(config, tmp_path / "short", quiet=True, method=measures.Measures)
+    trained(tmp_path / "short", steps=2)
     assert lead.main([str(tmp_path / "short"), "--out", str(tmp_path / "no")]) == 2
     assert "no run in it reaches 99 %" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
