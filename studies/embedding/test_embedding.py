@@ -24,7 +24,8 @@ def test_the_first_step_of_adam_is_the_rate_and_the_embeddings_is_ratio_times_it
     run = Embedding(Config(**settings, lr=0.01, embed_lr_ratio=10.0, weight_decay=0.0))
     embed, *rest = (after - before for before, after in split_weights(run))
     assert embed.abs().max().item() == pytest.approx(0.1, rel=1e-3)
-    assert max(w.abs().max().item() for w in rest) == pytest.approx(0.01, rel=1e-3)
+    longest = [w.abs().max().item() for w in rest]
+    assert max(longest) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_decay_takes_the_same_share_of_all_weights(monkeypatch):
@@ -40,8 +41,12 @@ def test_it_is_adamw_with_a_group_for_the_embedding(decay_to, monkeypatch):
     settings = GROK | dict(lr=0.01, weight_decay=0.5, embed_lr_ratio=4.0, warmup=3)
     run = Embedding(Config(**settings, decay_to=decay_to))
     weights = dict(run.model.named_parameters())
-    anchors = {name: (decay_to == "init") * w.detach().clone() for name, w in weights.items()}
-    away = {n: torch.nn.Parameter(w.detach() - anchors[n]) for n, w in weights.items()}
+    anchors = {}
+    away = {}
+    for name, w in weights.items():
+        start = w.detach().clone()
+        anchors[name] = start if decay_to == "init" else torch.zeros_like(start)
+        away[name] = torch.nn.Parameter(start - anchors[name])
     groups = [
         dict(params=[away.get("embed.weight")], lr=0.04, weight_decay=0.125),
         dict(params=[w for name, w in away.items() if name != "embed.weight"]),
@@ -93,21 +98,26 @@ def test_update_noise_goes_by_the_common_rate(monkeypatch):
 def test_their_network_reads_four_tokens_side_by_side():
     """Against one-hot codes of x ∘ y = times matrices."""
     run = Embedding(Config(**THEIRS))
-    assert [len(w) for w in run.model.parameters()] == [13, 32, 32, 11, 11]
-    embed, up, up_bias, down, down_bias = run.model.parameters()
+    weights = list(run.model.parameters())
+    assert [len(w) for w in weights] == [13, 32, 32, 11, 11]
+    embed, up, up_bias, down, down_bias = weights
     x, y, z = (torch.from_numpy(a) for a in grok.equations("x_mul_y", 11))
     codes = torch.eye(13)
-    tokens = [codes[x], codes[[11] * 121], codes[y], codes[[12] * 121]]
+    operation = codes[[11] * 121]
+    equals = codes[[12] * 121]
+    tokens = [codes[x], operation, codes[y], equals]
     h = torch.cat([token @ embed for token in tokens], dim=1)
-    logits = (h @ up.T + up_bias).clamp(min=0) @ down.T + down_bias
+    units = (h @ up.T + up_bias).clamp(min=0)
+    logits = units @ down.T + down_bias
     torch.testing.assert_close(run.model(*run.inputs), logits)
     assert torch.equal(run.labels, z)
 
 
 def test_the_scale_of_the_embedding_is_that_of_its_first_weights():
-    one, small = (Embedding(Config(**THEIRS, embed_init_scale=s)).model for s in (1.0, 0.1))
-    torch.testing.assert_close(small.first.embed.weight, 0.1 * one.first.embed.weight)
-    assert torch.equal(small.first.up.weight, one.first.up.weight)
+    one = Embedding(Config(**THEIRS)).model.first
+    small = Embedding(Config(**THEIRS, embed_init_scale=0.1)).model.first
+    torch.testing.assert_close(small.embed.weight, 0.1 * one.embed.weight)
+    assert torch.equal(small.up.weight, one.up.weight)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,10 @@ def test_a_mixture_is_the_sum_of_its_best_experts_times_their_shares():
 
 
 def test_one_expert_with_all_units_is_the_plain_feed_forward_layer():
-    mixture, h = experts.Mixture(16, 64, experts=1, top_k=1), torch.randn(3, 4, 16)
-    torch.testing.assert_close(mixture(h), mixture.down(mixture.up(h).relu()))
+    mixture = experts.Mixture(16, 64, experts=1, top_k=1)
+    h = torch.randn(3, 4, 16)
+    plain = mixture.down(mixture.up(h).relu())
+    torch.testing.assert_close(mixture(h), plain)
 
 
 def levenshtein(a, b):
@@ -41,7 +43,8 @@ def levenshtein(a, b):
 def test_edit_distances_are_those_of_the_recursion():
     a, b = np.random.default_rng(0).integers(3, size=(2, 50, 5))
     measured = experts.edit_distance(torch.from_numpy(a), torch.from_numpy(b)).tolist()
-    assert measured == [levenshtein(list(one), list(two)) for one, two in zip(a, b, strict=True)]
+    pairs = zip(a.tolist(), b.tolist(), strict=True)
+    assert measured == [levenshtein(*pair) for pair in pairs]
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -70,7 +73,8 @@ def test_pathways_are_those_of_each_equation_alone(layers):
     distance = np.mean([levenshtein(a, b) for a, b in neighbours])
     assert measured["route_distance"].item() == pytest.approx(distance)
     first = np.array(paths)[:, ::2]
-    load = np.mean([np.bincount(column).max() / len(paths) for column in first.T])
+    busiest = [np.bincount(column).max() for column in first.T]
+    load = np.mean(busiest) / len(paths)
     assert measured["route_load"].item() == pytest.approx(load)
     cosines = [
         torch.cosine_similarity(a, b, dim=0).item()
@@ -83,7 +87,8 @@ def test_pathways_are_those_of_each_equation_alone(layers):
 
 def test_the_distance_by_answer_is_of_equations_with_one_answer():
     """Every answer is that of two training equations: their partners are known."""
-    run = Routing(Config(**TINY, frac=22 / 121, experts=4, top_k=2, layers=2, init_scale=3.0))
+    config = Config(**TINY, frac=22 / 121, experts=4, top_k=2, layers=2, init_scale=3.0)
+    run = Routing(config)
     count = len(run.train_rows)
     run.labels[run.train_rows] = torch.arange(count) // 2
     shares = run.shares(run.model, run.train_rows)

@@ -23,7 +23,8 @@ def strength(H, Y):
 def test_strength_is_the_alignment_of_two_centred_kernels(drawn):
     centre = np.eye(50) - 1 / 50
     K, L = (centre @ M @ M.T @ centre for M in drawn)
-    expected = (K * L).sum() / np.linalg.norm(K) / np.linalg.norm(L)
+    norms = np.linalg.norm(K) * np.linalg.norm(L)
+    expected = (K * L).sum() / norms
     assert 0 < expected < 0.5
     assert strength(*drawn) == pytest.approx(expected)
 
@@ -37,10 +38,13 @@ def test_the_readout_is_least_squares_with_a_ridge_as_further_equations(drawn):
     H, Y = drawn
     others = np.random.default_rng(1).normal(size=(9, 6))
     scale = ((H - H.mean(0)) ** 2).mean()
-    rows = np.r_[np.c_[H, np.ones(50)], np.c_[(1e-4 * scale * 50) ** 0.5 * np.eye(6), np.zeros(6)]]
-    fit = np.linalg.lstsq(rows, np.r_[Y, np.zeros((6, 4))], rcond=None)[0]
+    ridge = (1e-4 * scale * 50) ** 0.5 * np.eye(6)
+    rows = np.r_[np.c_[H, np.ones(50)], np.c_[ridge, np.zeros(6)]]
+    answers = np.r_[Y, np.zeros((6, 4))]
+    fit = np.linalg.lstsq(rows, answers, rcond=None)[0]
+    expected = np.c_[others, np.ones(9)] @ fit
     measured = features.readout(*map(torch.from_numpy, (H, Y, others)))
-    assert np.allclose(measured, np.c_[others, np.ones(9)] @ fit)
+    assert np.allclose(measured, expected)
 
 
 def test_features_are_what_the_output_layer_reads():
@@ -64,7 +68,8 @@ def test_quality_is_that_of_validation_equations(shift, quality, monkeypatch):
 
 
 def test_the_scale_is_in_the_loss_alone():
-    run, logits = Features(Config(**TINY, output_scale=3.0)), torch.randn(5, 13)
+    run = Features(Config(**TINY, output_scale=3.0))
+    logits = torch.randn(5, 13)
     labels = torch.arange(5)
     assert run.loss(logits, labels) == F.cross_entropy(3 * logits, labels)
     plain = Features(Config(**TINY))

@@ -20,7 +20,8 @@ def test_their_network_squares_a_sum_of_two_rows():
     first, last = weights_of(model)
     x, y = torch.tensor([3, 10]), torch.tensor([7, 0])
     codes = F.one_hot(torch.stack([x, y + 11]), 22).sum(0).float()
-    torch.testing.assert_close(model(x, y), (codes @ first) ** 2 @ last.T)
+    units = (codes @ first) ** 2
+    torch.testing.assert_close(model(x, y), units @ last.T)
 
 
 @pytest.mark.parametrize("settings", [GROK, THEIRS])
@@ -31,7 +32,8 @@ def test_centred_logits_are_0_at_first_and_then_alpha_times_what_has_changed(set
     for _ in range(3):
         run.advance()
     changed = run.model.net(*run.inputs) - start(*run.inputs)
-    torch.testing.assert_close(run.model(*run.inputs), 3 * changed, rtol=1e-4, atol=1e-5)
+    logits = run.model(*run.inputs)
+    torch.testing.assert_close(logits, 3 * changed, rtol=1e-4, atol=1e-5)
     assert changed.abs().max().item() > 1e-3
 
 
@@ -61,8 +63,9 @@ def test_descent_is_that_of_the_scaled_error_by_autograd():
         run.advance()
         logits = 0.5 * ((codes @ first) ** 2 @ last.T - start)
         error = ((logits - answers) ** 2).sum() / (len(rows) * 11)
-        for w, grad in zip((first, last), torch.autograd.grad(error, (first, last)), strict=True):
-            w.data -= 2.0 / 0.5**2 * grad
+        slopes = torch.autograd.grad(error, (first, last))
+        first.data -= 2.0 / 0.5**2 * slopes[0]
+        last.data -= 2.0 / 0.5**2 * slopes[1]
     for ours, theirs in zip(weights_of(run.model), (first, last), strict=True):
         torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-4, atol=1e-5)
 
@@ -90,7 +93,8 @@ def test_adams_rate_is_divided_by_the_scale():
         run.update(rows)
         x, y = (t[rows] for t in run.inputs)
         adamw.zero_grad()
-        F.cross_entropy(4 * other.net(x, y), run.labels[rows]).backward()
+        loss = F.cross_entropy(4 * other.net(x, y), run.labels[rows])
+        loss.backward()
         adamw.step()
     for ours, theirs in zip(weights_of(run.model), weights_of(other), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -100,7 +104,8 @@ def test_an_evaluation_stays_with_cross_entropy_of_the_scaled_logits():
     run = LazyRich(Config(**THEIRS, **DESCENT, output_scale=2.0))
     run.evaluate()
     f = LazyRich(Config(**THEIRS)).model(*run.inputs)
-    expected = F.cross_entropy(2 * f[run.val_rows], run.labels[run.val_rows]).item()
+    rows = run.val_rows
+    expected = F.cross_entropy(2 * f[rows], run.labels[rows]).item()
     assert run.log[-1]["val_loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -112,12 +117,20 @@ def test_a_run_that_is_loaded_has_the_same_f0(tmp_path):
 
 
 def test_the_scale_of_their_first_weights():
-    one, two = (LazyRich(Config(**THEIRS, init_scale=s)).model for s in (1.0, 2.0))
-    assert all(torch.equal(2 * a, b) for a, b in zip(weights_of(one), weights_of(two), strict=True))
+    one = LazyRich(Config(**THEIRS)).model
+    two = LazyRich(Config(**THEIRS, init_scale=2.0)).model
+    pairs = zip(weights_of(one), weights_of(two), strict=True)
+    assert all(torch.equal(2 * a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
-    "unread", [dict(layers=1), dict(dropout=0.1), dict(DESCENT, beta1=0.5), dict(DESCENT, eps=1e-6)]
+    "unread",
+    [
+        dict(layers=1),
+        dict(dropout=0.1),
+        DESCENT | dict(beta1=0.5),
+        DESCENT | dict(eps=1e-6),
+    ],
 )
 def test_what_is_not_read_is_refused(unread):
     with pytest.raises(grok.UsageError, match="has no effect"):

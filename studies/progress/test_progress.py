@@ -17,12 +17,20 @@ def positions(op):
     """Places of the elements mod 11 on their circle, -1 for 0 where it has none; their number."""
     if op in ("x_plus_y", "x_minus_y"):
         return np.arange(11), 11
-    logarithms = [next(t for t in range(10) if BASE**t % 11 == z) for z in range(1, 11)]
-    return np.array([-1, *logarithms]), 10
+    logarithms = np.full(11, -1)
+    for t in range(10):
+        logarithms[BASE**t % 11] = t
+    return logarithms, 10
+
+
+def turn_of(n):
+    """Angles of n places on a circle."""
+    return 2 * np.pi * np.arange(n) / n
 
 
 def cross_entropy(logits, labels):
-    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    chosen = logits[np.arange(len(labels)), labels]
+    return np.log(np.exp(logits).sum(1)) - chosen
 
 
 def losses_by_least_squares(run, keys):
@@ -35,12 +43,16 @@ def losses_by_least_squares(run, keys):
     with torch.no_grad():
         logits = run.model(*run.inputs).double().numpy()[kept]
     sign = 1 if op in ("x_plus_y", "x_mul_y") else -1
-    turn = 2 * np.pi * (place[x] + sign * place[y])[kept] / n
-    waves = np.stack([f(k * turn) for k in keys for f in (np.cos, np.sin)], axis=1)
-    design = np.concatenate([np.ones((len(turn), 1)), waves], axis=1)
+    sums = place[x] + sign * place[y]
+    turn = 2 * np.pi * sums[kept] / n
+    columns = [np.ones(len(turn))]
+    for k in keys:
+        columns += [np.cos(k * turn), np.sin(k * turn)]
+    design = np.stack(columns, axis=1)
     fit = np.linalg.lstsq(design, logits, rcond=None)[0]
     restricted = cross_entropy(design @ fit, z[kept])
-    excluded = cross_entropy(logits - waves @ fit[1:], run.labels.numpy()[kept])
+    rest = logits - design[:, 1:] @ fit[1:]
+    excluded = cross_entropy(rest, run.labels.numpy()[kept])
     return restricted.mean(), excluded[trained].mean()
 
 
@@ -49,7 +61,8 @@ def plant(run, keys):
     place, n = positions(run.config.op)
     with torch.no_grad():
         for column, k in enumerate(keys):
-            wave = 9 * (place >= 0) * np.cos(2 * np.pi * k * place / n + 1)
+            turn = 2 * np.pi * k * place / n
+            wave = 9 * (place >= 0) * np.cos(turn + 1)
             run.model.embed.weight[:11, column] += torch.from_numpy(wave).float()
 
 
@@ -73,19 +86,22 @@ class Circle(torch.nn.Module):
     def __init__(self, key):
         super().__init__()
         self.embed = torch.nn.Embedding(11, 1)
-        self.embed.weight.data[:, 0] = torch.cos(2 * math.pi * key * torch.arange(11) / 11)
+        wave = np.cos(key * turn_of(11))
+        self.embed.weight.data[:, 0] = torch.from_numpy(wave)
 
     def forward(self, x, y):
-        turn = (x + y)[:, None] - torch.arange(11)
-        return 20 * torch.cos(2 * math.pi * 3 * turn / 11)
+        places = (x + y)[:, None] - torch.arange(11)
+        turn = 2 * math.pi * 3 * places / 11
+        return 20 * turn.cos()
 
 
 @pytest.mark.parametrize("key, restricted_is_low", [(3, True), (4, False)])
 def test_a_solution_of_one_frequency_is_all_or_nothing(key, restricted_is_low):
     run = Progress(Config(**TINY, op="x_plus_y", keys=1))
     measured = run.measure(Circle(key))
-    terms = [math.exp(20 * math.cos(2 * math.pi * c / 11) - 20) for c in range(11)]
-    low, chance = math.log(sum(terms)), math.log(11)
+    terms = np.exp(20 * np.cos(turn_of(11)) - 20)
+    low = math.log(terms.sum())
+    chance = math.log(11)
     expected = (low, chance) if restricted_is_low else (chance, low)
     losses = [measured[name].item() for name in ("restricted_loss", "excluded_loss")]
     assert losses == pytest.approx(expected, rel=1e-4)
@@ -107,7 +123,8 @@ def test_gini_of_known_embeddings(embedding, gini):
 def test_gini_is_the_mean_difference_of_all_pairs():
     sizes = torch.rand(7, generator=torch.Generator().manual_seed(0))
     differences = (sizes[:, None] - sizes).abs().sum()
-    assert progress.gini(sizes).item() == pytest.approx((differences / (14 * sizes.sum())).item())
+    expected = differences / (14 * sizes.sum())
+    assert progress.gini(sizes).item() == pytest.approx(expected.item())
 
 
 def test_med_is_the_mean_length_of_neighbours_chords_and_leaves_out_tokens():
@@ -118,7 +135,8 @@ def test_med_is_the_mean_length_of_neighbours_chords_and_leaves_out_tokens():
         run.model.embed.weight[:11, 0] = turn.cos()
         run.model.embed.weight[:11, 1] = turn.sin()
         run.model.embed.weight[11:] = 100
-    assert run.measure(run.model)["med"].item() == pytest.approx(2 * math.sin(3 * math.pi / 11))
+    chord = 2 * math.sin(3 * math.pi / 11)
+    assert run.measure(run.model)["med"].item() == pytest.approx(chord)
 
 
 def test_keys_of_a_folder_are_those_of_the_same_run_at_its_end(tmp_path):
@@ -126,9 +144,10 @@ def test_keys_of_a_folder_are_those_of_the_same_run_at_its_end(tmp_path):
     first = grok.train(Config(**settings), tmp_path / "first", quiet=True, method=Progress)
     named = Progress(Config(**settings, keys_of=str(tmp_path)))
     embedding = first.model.embed.weight[:11].detach().numpy()
-    sizes = [
-        np.linalg.norm(np.exp(2j * np.pi * k * np.arange(11) / 11) @ embedding) for k in range(1, 6)
-    ]
+    sizes = []
+    for k in range(1, 6):
+        wave = np.exp(1j * turn_of(11) * k)
+        sizes.append(np.linalg.norm(wave @ embedding))
     key = 1 + int(np.argmax(sizes))
     measured = named.measure(named.model)["restricted_loss"].item()
     others = [losses_by_least_squares(named, [k])[0] for k in range(1, 6)]
