@@ -16,7 +16,7 @@ Gradients are those of --loss on the whole training set. --net mlp reads one-hot
 layers of the widths --hidden, as FACT's.
 
     python studies/spectra/spectra.py --net mlp --loss mse --l2 1e-4 --weight-decay 0 \\
-        --op x_plus_y --p 61 --batch-size 0 --until 0 --steps 20000 --seed 0 1 2 3 4
+        --op x_plus_y --p 61 --batch-size 0 --until 0 --steps 40000 --eval-every 500 --seed 0 1 2
 """
 
 import sys

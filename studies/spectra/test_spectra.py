@@ -1,6 +1,9 @@
 """Properties of the exponent, of FACT and of L2, by loops, by numpy and by torch's optimisers."""
 
+import csv
+
 import grok
+import mean
 import numpy as np
 import pytest
 import spectra
@@ -21,14 +24,16 @@ def clauset(values):
         tail = np.array(sorted(v for v in values if v >= low))
         alpha = 1 + len(tail) / np.log(tail / low).sum()
         fitted = 1 - (tail / low) ** (1 - alpha)
-        distance = abs(np.arange(len(tail)) / len(tail) - fitted).max()
+        shares = np.arange(len(tail)) / len(tail)
+        distance = abs(shares - fitted).max()
         best = min(best, (distance, alpha))
     return best[1]
 
 
 @pytest.mark.parametrize("alpha, scale", [(2.5, 1.0), (4.0, 1e-3)])
 def test_the_exponent_is_that_of_a_power_laws_tail_whatever_lies_below_it(alpha, scale):
-    random, middle = np.random.default_rng(0), (np.arange(300) + 0.5) / 300
+    random = np.random.default_rng(0)
+    middle = (np.arange(300) + 0.5) / 300
     tail = (1 - middle) ** (-1 / (alpha - 1))  # quantiles of p(λ) ~ λ^-α from 1 on
     bulk = random.uniform(0.2, 0.9, 90)
     values = scale * random.permutation(np.concatenate([tail, bulk, np.zeros(10)]))
@@ -55,8 +60,14 @@ def test_each_matrix_has_its_exponent(settings, count):
     assert len(names) == count
     for name in names:
         module = run.model.get_submodule(name.removeprefix("alpha_"))
-        values = np.linalg.svd(module.weight.detach().double().numpy(), compute_uv=False) ** 2
+        matrix = module.weight.detach().double().numpy()
+        values = np.linalg.svd(matrix, compute_uv=False) ** 2
         assert measured[name].item() == pytest.approx(clauset(list(values)), rel=1e-5)
+
+
+def cosine(a, b):
+    """Of two matrices."""
+    return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -71,7 +82,7 @@ def test_fact_of_the_head_by_each_equations_own_gradient(loss):
     (slopes,) = torch.autograd.grad(total, seen[0])
     w = run.model.head.weight.detach()
     other_side = -torch.einsum("ni,nj->ij", slopes, seen[0])
-    expected = torch.cosine_similarity((w.T @ w).flatten(), other_side.flatten(), dim=0).item()
+    expected = cosine(w.T @ w, other_side)
     measured = run.measure(run.model)["fact_head"].item()
     assert 0.01 < abs(expected) < 0.99
     assert measured == pytest.approx(expected, abs=1e-4)
@@ -88,22 +99,25 @@ def test_fact_of_a_one_hot_layer_is_that_of_the_same_linear_layer():
         h = part(h.relu())
     run.loss(h, run.labels[rows]).backward()
     w, g = linear.weight.detach(), linear.weight.grad
-    expected = torch.cosine_similarity((w.T @ w).flatten(), -(w.T @ g).flatten(), dim=0).item()
-    assert run.measure(run.model)["fact_first"].item() == pytest.approx(expected, abs=1e-4)
+    expected = cosine(w.T @ w, -(w.T @ g))
+    measured = run.measure(run.model)["fact_first"].item()
+    assert measured == pytest.approx(expected, abs=1e-4)
 
 
 def test_fact_is_1_where_the_gradient_cancels_the_decay(monkeypatch):
     run = Spectra(Config(**GROK))
     against = {name: -1e-3 * w.detach() for name, w in run.model.named_parameters()}
     monkeypatch.setattr(run, "whole_gradient", lambda model: against)
-    facts = [v.item() for k, v in run.measure(run.model).items() if k.startswith("fact_")]
+    measured = run.measure(run.model)
+    facts = [value.item() for name, value in measured.items() if name.startswith("fact_")]
     assert facts == pytest.approx([1.0] * 7)
 
 
 def test_the_whole_gradient_is_that_of_a_full_batch():
     run = Spectra(Config(**GROK))
     run.advance()
-    gradient = Spectra(Config(**GROK)).whole_gradient(Spectra(Config(**GROK)).model)
+    other = Spectra(Config(**GROK))
+    gradient = other.whole_gradient(other.model)
     for name, w in run.model.named_parameters():
         torch.testing.assert_close(gradient[name], w.grad, rtol=1e-4, atol=1e-7)
 
@@ -123,3 +137,61 @@ def test_l2_is_torch_adams():
     theirs = grok.train(config, quiet=True, method=WithAdam)
     for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+# --- mean.py --------------------------------------------------------------------------------------
+
+
+def test_the_mean_over_one_update_is_of_the_weights_after_it():
+    config = Config(**MLP, loss="mse", l2=0.1)
+    row = mean.row_of(Spectra(config), 1)
+    run = Spectra(config)
+    before = run.measure(run.model)
+    run.advance()
+    after = run.measure(run.model)
+    for layer in "first", "rest.0", "rest.1":
+        assert row[f"now_{layer}"] == pytest.approx(before[f"fact_{layer}"].item())
+        assert row[f"mean_{layer}"] == pytest.approx(after[f"fact_{layer}"].item())
+
+
+def test_gradients_that_jump_to_and_fro_have_a_mean_that_does_not(monkeypatch):
+    """One of both signs that cancels, beside one that cancels the decay."""
+    run = Spectra(Config(**MLP))
+    start = mean.weights_of(run)
+    signs = iter([1, 1, -1, 1, -1])
+
+    def jumping(model):
+        sign = next(signs)
+        return {name: sign * torch.ones_like(w) - 0.1 * w for name, w in start.items()}
+
+    monkeypatch.setattr(run, "advance", lambda: None)
+    monkeypatch.setattr(run, "whole_gradient", jumping)
+    row = mean.row_of(run, 4)
+    assert row["now_first"] < 0.9
+    assert row["mean_first"] == pytest.approx(1)
+
+
+def test_what_lies_near_zero():
+    """Outputs of one unit are ±1 but for a share of 1/11 that is 0, another unit is off."""
+    run = Spectra(Config(**MLP | dict(hidden=(2,))))
+    weight = torch.zeros(22, 2)
+    weight[:11, 0] = torch.tensor([0.0] + 5 * [1.0, -1.0])
+    weight[:11, 1] = -1.0
+    run.model.first.weight.data = weight
+    x = run.inputs[0][run.train_rows]
+    expected = (x == 0).float().mean().item()
+    assert mean.near_zero(run) == pytest.approx(expected)
+
+
+def test_a_row_for_each_run_of_a_folder(tmp_path):
+    for seed in 0, 1:
+        grok.train(Config(**MLP, seed=seed), tmp_path / str(seed), quiet=True, method=Spectra)
+    assert mean.main([str(tmp_path), "--updates", "2", "--out", str(tmp_path / "out")]) == 0
+    with open(tmp_path / "out" / "mean.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["step"]) for row in rows] == [("0", "3"), ("1", "3")]
+
+
+def test_a_folder_without_such_runs_gets_one_line(tmp_path, capsys):
+    assert mean.main([str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
