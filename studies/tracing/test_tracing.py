@@ -1,7 +1,11 @@
-"""Properties of the dropout passes, of the share of inactive units and of the cosines."""
+"""Properties of the dropout passes, of the share of inactive units, of the cosines, and of where
+they turn."""
+
+import csv
 
 import grok
 import numpy as np
+import peaks
 import pytest
 import torch
 from tracing import Config, Tracing
@@ -56,27 +60,35 @@ def test_dropout_is_other_at_each_evaluation_and_leaves_training_alone(settings)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_inactive_units_of_a_transformer_are_those_that_no_equation_makes_active(layers):
+def test_units_of_a_transformer_that_are_never_active_and_zeros_of_all(layers):
     """With a shift before the units, which makes some constant; by hooks on `up`."""
     run = Tracing(Config(**GROK, layers=layers, seed=1))
+    shift = 3 * torch.randn(16, generator=torch.Generator().manual_seed(1))
     seen = [[] for _ in range(layers)]
     for block, outputs in zip(run.model.blocks, seen, strict=True):
-        block.norm1.bias.data = 3 * torch.randn(16, generator=torch.Generator().manual_seed(1))
+        block.norm1.bias.data = shift
         block.up.register_forward_hook(lambda m, i, out, outputs=outputs: outputs.append(out))
     with torch.no_grad():
         grok.Transformer.forward(run.model, *run.inputs)
-    never = [(torch.cat(o).flatten(0, 1) <= 0).all(0).float().mean().item() for o in seen]
-    assert 0.02 < np.mean(never) < 0.9
-    assert run.measure(run.model)["inactive"].item() == pytest.approx(np.mean(never))
+    silent = [torch.cat(outputs).flatten(0, -2) <= 0 for outputs in seen]
+    never = np.mean([off.all(0).float().mean() for off in silent])
+    zeros = np.mean([off.float().mean() for off in silent])
+    assert 0.02 < never < 0.9
+    measured = run.measure(run.model)
+    assert measured["inactive"].item() == pytest.approx(never)
+    assert measured["zeros"].item() == pytest.approx(zeros)
 
 
-def test_inactive_units_of_the_mlp_by_its_own_first_layer():
+def test_inactive_units_and_zeros_of_the_mlp_by_its_own_first_layer():
     run = Tracing(Config(**TINY, net="theirs", units=32))
     run.model.first.up.bias.data = torch.linspace(-9, 9, 32)
     with torch.no_grad():
-        never = (run.model.first(*run.inputs) <= 0).all(0).float().mean().item()
+        off = run.model.first(*run.inputs) <= 0
+    never = off.all(0).float().mean().item()
     assert 0.1 < never < 0.9
-    assert run.measure(run.model)["inactive"].item() == pytest.approx(never)
+    measured = run.measure(run.model)
+    assert measured["inactive"].item() == pytest.approx(never)
+    assert measured["zeros"].item() == pytest.approx(off.float().mean().item())
 
 
 @pytest.mark.parametrize(
@@ -90,3 +102,59 @@ def test_cosines_of_orthogonal_and_of_parallel_embeddings(embedding, cosine):
     run = Tracing(Config(**GROK))
     run.model.embed.weight.data[:11] = embedding
     assert run.measure(run.model)["embed_cosine"].item() == pytest.approx(cosine, abs=1e-5)
+
+
+# --- peaks.py -------------------------------------------------------------------------------------
+
+CURVES = [  # step, train_acc, val_acc, dropout_acc, dropout_var, embed_cosine
+    (1, 0.0, 0.0, 0.0, 0.0, 0.5),
+    (100, 1.0, 0.0, 0.05, 9e-6, 0.4),
+    (200, 1.0, 0.3, 0.2, 0.5 * 0.16 / 512, 0.3),
+    (300, 1.0, 0.6, 0.5, 0.8 * 0.25 / 512, 0.6),
+    (350, 1.0, 0.9, 0.8, 1.2 * 0.16 / 512, 0.7),
+]
+NAMES = "step", "train_acc", "val_acc", "dropout_acc", "dropout_var", "embed_cosine"
+
+
+def made(curves):
+    log = [dict(zip(NAMES, row, strict=True)) for row in curves]
+    return grok.Record(Config(**TINY), log=log)
+
+
+def test_where_the_measures_turn():
+    row = peaks.row_of(made(CURVES))
+    assert (row["train_99"], row["half"]) == (100, 300)
+    assert (row["peak"], row["peak_acc"]) == (300, 0.5)
+    assert (row["rise_at"], row["peak_at"]) == (1.0, 1.0)
+    assert row["binomial"] == pytest.approx(0.8)
+
+
+def test_a_run_that_does_not_generalise_has_no_plateau():
+    row = peaks.row_of(made(CURVES[:2]))
+    assert (row["peak"], row["half"]) == (100, None)
+    assert row["peak_at"] == row["embed_cosine_low_at"] == row["binomial"] == ""
+
+
+def test_where_a_column_is_lowest_if_it_is_there():
+    row = peaks.row_of(made(CURVES))
+    found = [row[f"embed_cosine_{place}"] for place in ("first", "low", "last")]
+    assert found == [0.5, 0.3, 0.7]
+    assert (row["embed_cosine_low_step"], row["embed_cosine_low_at"]) == (200, 0.5)
+    assert {row[name] for name in row if name.startswith("zeros_")} == {""}
+
+
+def test_a_row_for_each_run_of_a_folder(tmp_path):
+    for seed in 0, 1:
+        config = Config(**TINY, seed=seed)
+        grok.train(config, tmp_path / str(seed), quiet=True, method=Tracing)
+    assert peaks.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    with open(tmp_path / "out" / "peaks.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    assert {row["half"] for row in rows} == {""}
+
+
+def test_a_folder_of_another_study_gets_one_line(tmp_path, capsys):
+    grok.train(grok.Config(**TINY, heads=2), tmp_path, quiet=True)
+    assert peaks.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

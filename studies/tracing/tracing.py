@@ -1,18 +1,21 @@
 """Tracing the path to grokking: embeddings, dropout, and network activation (Salah and Yevick 2025,
 arXiv 2507.11645): when a network begins to generalise, its validation accuracy under dropout varies
-most; hidden units that are never active become fewer while it memorises, then more again; and a
-pattern grows in the embeddings' cosines. Columns:
+most; the share of inactive hidden units falls while it memorises, then rises; and a pattern grows
+in the embeddings' cosines. Columns:
 
     dropout_acc, dropout_var  mean and variance (unbiased) of the accuracy over --passes passes with
                               --mc-dropout on the hidden units, on at most 512 validation equations
     inactive                  share of hidden units that no equation of the table makes active
+    zeros                     share of zeros among the outputs of all hidden units, over the table
     embed_cosine              mean |cosine| between two elements' embeddings
 
 Each equation has a mask of its own: if each of B is right with probability a, the variance is
 a (1 - a) / B, and largest at a = 1/2. --net theirs is an MLP on embeddings of two operands.
 
     python studies/tracing/tracing.py --net theirs --op x_plus_y --p 53 --frac 0.5 --lr 3e-4 \\
-        --batch-size 0 --until 0 --steps 2000 --passes 100 --seed 0 1 2 3 4
+        --batch-size 128 --until 0 --steps 30000 --eval-every 200 --passes 100 --seed 0 1 2 \\
+        --out runs/tracing
+    python studies/tracing/peaks.py runs/tracing
 """
 
 import contextlib
@@ -92,21 +95,25 @@ class Tracing(grok.Run):
     @torch.no_grad()
     def measure(self, model):
         active = {}  # {layer: whether each unit that it reads was active so far}
+        counts = []  # of outputs above 0, and of all, for each batch and layer
 
         def watch(layer, inputs):
-            seen = (inputs[0] > 0).flatten(0, -2).any(0)
-            active[layer] = active.get(layer, False) | seen
+            on = (inputs[0] > 0).flatten(0, -2)
+            active[layer] = active.get(layer, False) | on.any(0)
+            counts.append((on.sum(), on.numel()))
 
         with on_hidden_units(model, watch):
             for inputs in zip(*(t.split(2**11) for t in self.inputs), strict=True):
                 model(*inputs)
         accuracies = self.dropout_accuracies(model)
         n, place = self.config.elements, model.first if isinstance(model, models.MLP) else model
+        above, of = (sum(numbers) for numbers in zip(*counts, strict=True))
         embed = F.normalize(place.embed.weight[:n], dim=1)
         return super().measure(model) | dict(
             dropout_acc=accuracies.mean(),
             dropout_var=accuracies.var(),
             inactive=1 - torch.cat(list(active.values())).float().mean(),
+            zeros=1 - above / of,
             embed_cosine=(embed @ embed.T).triu(1).abs().sum() / math.comb(n, 2),
         )
 
