@@ -1,9 +1,9 @@
 """Where the measures of tracing.py turn. Of each run in a folder:
 
     half             the first evaluated update with half of the validation equations right
-    peak             the update with the largest dropout_var; peak_var and peak_acc: it and
+    peak             the update with the largest dropout_var; peak_sd and peak_acc: its root and
                      dropout_acc there
-    rise_at          when dropout_var first is half of that or more, in units of the plateau: 0 is
+    rise_at          when dropout_var first is half of its peak, in units of the plateau: 0 is
                      where training accuracy reaches 99 %, 1 is half. Empty for a run that does
                      not come to half
     peak_at          the peak in the same units
@@ -72,7 +72,7 @@ def row_of(record):
         peak=peak["step"],
         rise_at=place(rise, start, half),
         peak_at=place(peak["step"], start, half),
-        peak_var=peak["dropout_var"],
+        peak_sd=peak["dropout_var"] ** 0.5,
         peak_acc=peak["dropout_acc"],
         binomial=binomial(record.log),
         **lowest(record.log, "embed_cosine", start, half),

@@ -125,6 +125,7 @@ def test_where_the_measures_turn():
     row = peaks.row_of(made(CURVES))
     assert (row["train_99"], row["half"]) == (100, 300)
     assert (row["peak"], row["peak_acc"]) == (300, 0.5)
+    assert row["peak_sd"] == pytest.approx((0.8 * 0.25 / 512) ** 0.5)
     assert (row["rise_at"], row["peak_at"]) == (1.0, 1.0)
     assert row["binomial"] == pytest.approx(0.8)
 
