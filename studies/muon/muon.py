@@ -5,7 +5,7 @@ It moves the matrices of the blocks, by steps with nearly equal singular values,
 rest. The steps have the size of AdamW's (arXiv 2502.16982). --muon-lr 0, AdamW alone, is the
 control. Their network, rates and momentum for Muon are not published; this is grok.py's network.
 
-    python studies/muon/muon.py --muon-lr 0 0.001 0.003 0.01 --steps 3000 --seed 0 1
+    python studies/muon/muon.py --muon-lr 0 0.001 0.003 0.01 --steps 4500 --seed 0 1 2 3
 """
 
 import math
