@@ -15,8 +15,8 @@ named last, has a column for each value and a row for the rest of BY.
 WHAT is said of a group: `n`, its number of runs; `reached` and `reached_95`, how many reached 99
 and 95 %; of a column, its median and range, where updates that are not there are "never"; `a~b`,
 Spearman's rank correlation of two columns; `COLUMN/lr=1`, the column by that of the control with
-lr 1, seed by seed, and `/lr=1` for short where it is val_99. The control is equal in the rest of
-BY, but for what has a question mark: there each takes its own best.
+lr 1, seed by seed, and `/lr=1` for short where it is val_99; `/lr=1,p=7` names two settings. The
+control is equal in the rest of BY, but for what has a question mark: there each takes its own best.
 
 <!-- FILE.py -->lines<!-- --> is the length of a file.
 """
@@ -141,12 +141,13 @@ def spread(numbers):
 
 def ratios(group, runs, by, column, control):
     """The column of each run by that of the run with its seed in the control of the group."""
-    setting = control.partition("=")[0]
-    rest = [word for word in by.split() if re.split("[=?]", word)[0] != setting]
+    wanted = control.split(",")
+    settings = {word.partition("=")[0] for word in wanted}
+    rest = [word for word in by.split() if re.split("[=?]", word)[0] not in settings]
     names, free, _ = parsed(" ".join(rest))
     fixed = [name for name in names if name not in free]
     same = place(group[0], fixed)
-    controls = groups(runs, " ".join([*rest, control]))
+    controls = groups(runs, " ".join([*rest, *wanted]))
     (other,) = [some for some in controls if place(some[0], fixed) == same]
     mine, theirs = by_seed(group, column), by_seed(other, column)
     shared = [seed for seed in mine if theirs.get(seed, math.inf) < math.inf]

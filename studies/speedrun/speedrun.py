@@ -93,7 +93,7 @@ def row_of(file, folder, turns):
     median = statistics.median(updates) if None not in updates else None
     return dict(
         file=file.name,
-        folder=Path(folder).name,
+        name=Path(folder).name,
         n=len(seeds),
         updates=median,
         first=min(u or 0 for u in updates),
