@@ -424,7 +424,7 @@ def rows_of(runs):
     for settings, rows in runs:
         updates = {
             f"{column.removesuffix('_acc')}_{per_cent}": reached(rows, column, per_cent / 100)
-            for per_cent in (95, 99)
+            for per_cent in (50, 95, 99)
             for column in ACCURACIES
         }
         then = [row["val_acc"] for row in rows if row["step"] == updates["train_99"]]

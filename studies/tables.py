@@ -34,6 +34,8 @@ STUDIES = Path(__file__).parent
 MARKER = r"(<!-- ([\w./-]+\.csv): (.*?): (.*?) -->)"
 REACHED = dict(reached="val_99", reached_95="val_95")
 TITLES = dict(
+    train_50="50 % of training",
+    val_50="50 % of validation",
     train_95="95 % of training",
     val_95="95 % of validation",
     train_99="99 % of training",

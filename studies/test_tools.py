@@ -343,8 +343,9 @@ def test_each_run_has_a_row_with_its_settings(table):
     assert settings == [(0.001, 0), (0.001, 1), (0.001, 2), (0.002, 0)]
 
 
-def test_a_row_has_the_updates_to_95_and_99_per_cent(table):
+def test_a_row_has_the_updates_to_50_95_and_99_per_cent(table):
     _, rows = table
+    assert [row["val_50"] for row in rows] == ["100"] * 4
     assert [row["train_95"] for row in rows] == ["100"] * 4
     assert [row["train_99"] for row in rows] == ["100"] * 4
     assert [row["val_95"] for row in rows] == ["999", "2999", "1999", "399"]
