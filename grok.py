@@ -730,10 +730,9 @@ def usual_torch(config: Config) -> Iterator[None]:
         torch.device("cpu") if elsewhere else contextlib.nullcontext(),
     ):
         dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        mode = torch.get_deterministic_debug_mode()
         if device.type == "cuda":  # where gather's gradient of more than 3,072 rows else varies
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.set_deterministic_debug_mode("warn")
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(config.threads or threads)
         torch.empty(31 * 2**18)  # 31 MB, once freed, teach glibc to keep memory (man mallopt)
@@ -742,7 +741,8 @@ def usual_torch(config: Config) -> Iterator[None]:
         finally:
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            if device.type == "cuda":
+                torch.set_deterministic_debug_mode(mode)
 
 
 def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:

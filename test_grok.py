@@ -2082,7 +2082,7 @@ def process():
         numpy=pickle.dumps(np.random.get_state()),
         python=random.getstate(),
         threads=torch.get_num_threads(),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
+        deterministic=torch.get_deterministic_debug_mode(),
         dtype=torch.get_default_dtype(),
         device=torch.get_default_device(),
         modes=(torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
