@@ -5,6 +5,7 @@
 FILE is grok.py or a study, DIR the folder of its runs, of one command, which went on for at least
 1,000 updates after 99 % of validation (--until 0). The row has
 
+    seeds          how many
     updates        to 99 % of validation: the median over seeds, the first and the last
     lowest         validation accuracy in any of the evaluations of the 1,000 updates after that
     mflop          of one update, forward, backward and step, as torch.utils.flop_counter counts
@@ -94,7 +95,7 @@ def row_of(file, folder, turns):
     return dict(
         file=file.name,
         name=Path(folder).name,
-        n=len(seeds),
+        seeds=len(seeds),
         updates=median,
         first=min(u or 0 for u in updates),
         last=max(updates) if median else None,

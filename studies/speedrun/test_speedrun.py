@@ -58,7 +58,7 @@ def test_a_row_counts_seeds_and_is_not_valid_with_few_that_do_not_arrive(tmp_pat
     folder = folder_of(tmp_path, dict(seed=0), dict(seed=1))
     assert speedrun.main([str(SQUARE), folder, "--turns", "1"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert (row["n"], row["updates"], row["valid"]) == ("2", "", "False")
+    assert (row["seeds"], row["updates"], row["valid"]) == ("2", "", "False")
     assert float(row["ms"]) > 0
 
 
