@@ -468,8 +468,9 @@ def draw(runs, folder, columns=()):
         yield folder / f"{name}.png"
 
 
-def write_rows(runs, file):
-    rows, text = list(rows_of(runs)), io.StringIO()
+def write_rows(rows, file):
+    """Writes dicts as a CSV, with a column for each name that any of them has."""
+    rows, text = list(rows), io.StringIO()
     names = dict.fromkeys(name for row in rows for name in row if name != "grok")
     names["grok"] = None  # the last one, whatever else was measured
     table = csv.DictWriter(text, names, lineterminator="\n")
@@ -494,7 +495,7 @@ def main(argv=None):
         runs = read_runs(given.folders)
         if given.table:
             print(*markdown(runs), sep="\n")
-            write_rows(runs, folder / "runs.csv")
+            write_rows(rows_of(runs), folder / "runs.csv")
         else:
             for file in draw(runs, folder, given.columns):
                 print(file)

@@ -22,8 +22,6 @@ as generalised_50, are left out: they rise with `step` until they stop.
 """
 
 import argparse
-import csv
-import io
 import re
 import sys
 from pathlib import Path
@@ -75,7 +73,8 @@ def moved(run, name, others):
     if not half:
         return {}
     whole, _ = run.halfway("val_acc")
-    row = dict(moves=half[0] / whole, stays=half[1] / whole, lead=int(whole - half[0]))
+    first, last = half
+    row = dict(moves=first / whole, stays=last / whole, lead=int(whole - first))
     way = run.columns[name][run.end] - run.columns[name][0]
     for where, runs in others.items():
         columns = [other.columns[name] for other in runs]
@@ -87,7 +86,10 @@ def moved(run, name, others):
 
 def auc(name, yes, no):
     yes, no = ([run.columns[name][0] for run in runs] for runs in (yes, no))
-    return (1 + np.sign(np.subtract.outer(yes, no)).mean()) / 2 if yes and no else ""
+    if not yes or not no:
+        return ""
+    wins = np.sign(np.subtract.outer(yes, no))  # 1, 0 for a tie, -1
+    return (1 + wins.mean()) / 2
 
 
 def rows_of(runs, random=()):
@@ -112,7 +114,8 @@ def by_turn(rows):
     for row in rows:
         if "moves" in row:
             moving.setdefault(row["measure"], []).append(row)
-    return dict(sorted(moving.items(), key=lambda item: np.median([r["moves"] for r in item[1]])))
+    medians = {name: np.median([row["moves"] for row in some]) for name, some in moving.items()}
+    return {name: moving[name] for name in sorted(medians, key=medians.get)}
 
 
 def picture(rows):
@@ -124,7 +127,9 @@ def picture(rows):
     axes = figure.subplots()
     axes.axvline(1, color="0.6", lw=0.8)
     axes.set_yticks(range(len(turns)), turns, fontsize=8)
-    axes.set(xlim=(-0.03, 1.6), ylim=(len(turns), -1), xticks=np.arange(0, 1.3, 0.2))
+    axes.set_xlim(-0.03, 1.6)
+    axes.set_ylim(len(turns), -1)
+    axes.set_xticks(np.arange(0, 1.3, 0.2))
     axes.set_xlabel("0: 99 % of training; 1: validation accuracy half way up")
     axes.set_title("alarms: other runs, random answers", fontsize=8, loc="right")
     for y, some in enumerate(turns.values()):
@@ -134,7 +139,8 @@ def picture(rows):
             axes.plot([row["moves"], row["stays"]], [y, y], color=colour, lw=1, alpha=0.5)
             axes.plot(row["moves"], y, "o", color=colour, ms=4, alpha=0.6)
         for x in [x for x in shares if shares[x]]:
-            axes.text(x, y, f"{np.mean(shares[x]):.0%}", ha="center", va="center", fontsize=8)
+            share = np.mean(shares[x])
+            axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=8)
     return figure
 
 
@@ -148,11 +154,8 @@ def main(argv=None):
     try:
         runs, random = read(given.folder), read(given.random) if given.random else ()
         figures.refuse(not runs, f"{given.folder}: no run in it reaches 99 % of training accuracy")
-        rows, text = rows_of(runs, random), io.StringIO()
-        table = csv.DictWriter(text, dict.fromkeys(n for r in rows for n in r), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        figures.write_file(given.out / "lead.csv", text.getvalue().encode())
+        rows = rows_of(runs, random)
+        figures.write_rows(rows, given.out / "lead.csv")
         picture(rows).savefig(given.out / "lead.png", dpi=100)
     except (grok.UsageError, OSError) as error:
         print(f"lead.py: {error}", file=sys.stderr)

@@ -61,8 +61,9 @@ class LocalGrokking(grok.Run):
 
     def right(self, model):
         """Whether each equation is answered right (N,)."""
-        pieces = zip(*(t.split(2**11) for t in (*self.inputs, self.labels)), strict=True)
-        return torch.cat([model(x, y).argmax(1) == labels for x, y, labels in pieces]).cpu()
+        parts = [t.split(2**11) for t in (*self.inputs, self.labels)]
+        hits = [model(x, y).argmax(1) == labels for x, y, labels in zip(*parts, strict=True)]
+        return torch.cat(hits).cpu()
 
     @torch.no_grad()
     def measure(self, model):
@@ -72,20 +73,23 @@ class LocalGrokking(grok.Run):
         since = self.since.cpu()  # a checkpoint's is where the run is
         self.since = torch.where(since > 0, since, self.step) * right
         when = torch.where(right, self.since, self.step)
-        sets = dict(memorised=self.train_rows.cpu(), generalised=self.val_rows.cpu())
-        (x, y), z = (t.cpu() for t in self.inputs), self.labels.cpu()
+        train, val = self.train_rows.cpu(), self.val_rows.cpu()
+        sets = dict(memorised=train, generalised=val)
+        x, y = (t.cpu() for t in self.inputs)
+        z = self.labels.cpu()
         parts = self.config.parts
         among = {"": torch.ones_like(right)}
         if parts > 1:
-            among |= {f"_y{k}": y % parts == k for k in range(parts)}
+            part_of_y = y % parts
+            among |= {f"_y{k}": part_of_y == k for k in range(parts)}
         for (name, rows), (part, wanted) in itertools.product(sets.items(), among.items()):
             some = when[rows[wanted[rows]]]
             times = some.quantile(torch.tensor(SHARES, dtype=when.dtype))
             for share, time in zip(SHARES, times, strict=True):
                 columns[f"{name}_{100 * share:.0f}{part}"] = time
         for name, group in dict(x=x, y=y, z=z).items():
-            learned, train_count = means(when[sets["memorised"]], group[sets["memorised"]], n)
-            found, val_count = means(when[sets["generalised"]], group[sets["generalised"]], n)
+            learned, train_count = means(when[train], group[train], n)
+            found, val_count = means(when[val], group[val], n)
             both = (train_count > 0) & (val_count > 0)
             columns[f"local_{name}"] = correlation(learned[both], found[both])
         return columns

@@ -13,12 +13,11 @@ writes mean.csv, a row for each run; the folder stays as it is. For --net mlp.
 """
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
-sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
+sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # figures.py, grok.py
+import figures
 import grok
 import torch
 from spectra import Config, Spectra
@@ -86,12 +85,7 @@ def main(argv=None):
         folders = [record.folder for record in grok.read(given.folder, net="mlp")]
         runs = [grok.load(folder, Config, Spectra, device="cpu") for folder in folders]
         rows = [row_of(run, given.updates) for run in runs]
-        given.out.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO()
-        table = csv.DictWriter(text, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        grok.write(given.out / "mean.csv", text.getvalue().encode())
+        figures.write_rows(rows, given.out / "mean.csv")
     except (grok.UsageError, OSError) as error:
         print(f"mean.py: {error}", file=sys.stderr)
         return 2

@@ -20,13 +20,12 @@ writes peaks.csv, a row for each run.
 """
 
 import argparse
-import csv
-import io
 import statistics
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # grok.py
+sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # figures.py, grok.py
+import figures
 import grok
 
 EQUATIONS = 512  # those of a pass of tracing.py, on a table that has as many for validation
@@ -94,12 +93,7 @@ def main(argv=None):
         rows = [row_of(record) for record in grok.read(given.folder) if record.log]
         if not rows:
             raise grok.UsageError(f"{given.folder}: no run in it has been evaluated")
-        given.out.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO()
-        table = csv.DictWriter(text, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        grok.write(given.out / "peaks.csv", text.getvalue().encode())
+        figures.write_rows(rows, given.out / "peaks.csv")
     except (grok.UsageError, OSError, KeyError) as error:
         print(f"peaks.py: {error}", file=sys.stderr)
         return 2
