@@ -19,7 +19,7 @@ STYLES = [("#999999", "D"), ("#0072B2", "o"), ("#D55E00", "s")]
 def factors(text):
     """{work: [(at least, factor, low, high) or None, for each of the three columns]}, and the
     columns' names, of the table in a page."""
-    lines = re.sub("<!--.*?-->", "", text).splitlines()
+    lines = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text).splitlines()
     start = next(i for i, line in enumerate(lines) if re.match(r"\| work \| claimed", line))
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]

@@ -1019,8 +1019,19 @@ def test_a_page_keeps_to_its_length(room):
 
 
 def test_the_index_keeps_to_its_length():
-    shown = re.sub("<!--.*?-->", "", INDEX.read_text())
-    assert len(shown) <= 12_000
+    assert len(INDEX.read_text()) <= 12_000
+
+
+ROWS = [line for line in INDEX.read_text().splitlines() if re.match(r"\| \[", line)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[3:20])
+def test_a_number_of_the_index_stands_on_the_page_of_its_room(row):
+    rooms = re.findall(r"\]\((\w+)[)/]", row)
+    pages = " ".join(re.sub("<!--.*?-->", "", PAGES[room].read_text()) for room in rooms)
+    row = re.sub(r"\]\(.*?\)|et al\. \d+", "", row)
+    for number in re.findall(r"-?\d+(?:[.,]\d+)+(?: \([^()=]*\d\))?|\d{3,}", row):
+        assert re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d,]*\d)", pages), number
 
 
 @pytest.mark.parametrize("room", sorted({*PAGES, *ROOMS}))
