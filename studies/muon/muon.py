@@ -2,10 +2,12 @@
 after 103 epochs in the mean, with AdamW after 153.
 
 It moves the matrices of the blocks, by steps with nearly equal singular values, and AdamW moves the
-rest. The steps have the size of AdamW's (arXiv 2502.16982). --muon-lr 0, AdamW alone, is the
-control. Their network, rates and momentum for Muon are not published; this is grok.py's network.
+rest. The steps have the size of AdamW's (arXiv 2502.16982). Controls: --muon-lr 0, one rate for all
+weights; --matrices adamw, the same two rates without Muon. Their network, rates and momentum for
+Muon are not published; this is grok.py's network.
 
     python studies/muon/muon.py --muon-lr 0 0.001 0.003 0.01 --steps 4500 --seed 0 1 2 3
+    python studies/muon/muon.py --muon-lr 0.003 0.01 --matrices adamw --steps 2500 --seed 0 1 2 3
 """
 
 import math
@@ -21,11 +23,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Config(grok.Config):
-    muon_lr: float = grok.setting(0.0, "Muon's learning rate; 0 = AdamW alone", "[0, inf)")
+    muon_lr: float = grok.setting(0.0, "rate of the blocks' matrices; 0 = --lr", "[0, inf)")
+    matrices: str = grok.setting("muon", "what moves them at a rate of theirs", ("muon", "adamw"))
 
     def __post_init__(self):
         super().__post_init__()
-        if self.muon_lr and self.decay_to == "init":
+        muon = self.muon_lr and self.matrices == "muon"
+        if muon and self.decay_to == "init":
             raise grok.UsageError("--decay-to init: Muon's decay is to the origin")
 
 
@@ -68,9 +72,12 @@ class WithMuon(grok.Run):
         if c.muon_lr:
             blocks = self.model.blocks.modules()
             matrices = [m.weight for m in blocks if isinstance(m, nn.Linear)]
-            self.muon = Muon(matrices, c.muon_lr, c.weight_decay)
             (group,) = adamw.param_groups
             group["params"] = [w for w in group["params"] if w not in set(matrices)]
+            if c.matrices == "muon":
+                self.muon = Muon(matrices, c.muon_lr, c.weight_decay)
+            else:
+                adamw.add_param_group(dict(params=matrices, lr=c.muon_lr))
         return adamw
 
     def update(self, rows):
