@@ -1,6 +1,5 @@
 """Properties of the embedding's own rate, of L2 in the gradient and of the authors' network."""
 
-import embedding
 import grok
 import pytest
 import torch
@@ -95,13 +94,18 @@ def test_update_noise_goes_by_the_common_rate(monkeypatch):
         assert (after - before).std().item() == pytest.approx(0.02, rel=0.25)
 
 
+def test_their_network_embeds_elements_and_two_signs_and_has_four_widths_of_hidden_units():
+    embed, up, up_bias, down, down_bias = Embedding(Config(**THEIRS)).model.parameters()
+    assert embed.shape == (11 + 2, 8)
+    assert up.shape == (4 * 8, 4 * 8)
+    assert down.shape == (11, 4 * 8)
+
+
 def test_their_network_reads_four_tokens_side_by_side():
     """Against one-hot codes of x ∘ y = times matrices."""
     run = Embedding(Config(**THEIRS))
-    weights = list(run.model.parameters())
-    assert [len(w) for w in weights] == [13, 32, 32, 11, 11]
-    embed, up, up_bias, down, down_bias = weights
-    x, y, z = (torch.from_numpy(a) for a in grok.equations("x_mul_y", 11))
+    embed, up, up_bias, down, down_bias = run.model.parameters()
+    x, y, _ = (torch.from_numpy(a) for a in grok.equations("x_mul_y", 11))
     codes = torch.eye(13)
     operation = codes[[11] * 121]
     equals = codes[[12] * 121]
@@ -110,7 +114,12 @@ def test_their_network_reads_four_tokens_side_by_side():
     units = (h @ up.T + up_bias).clamp(min=0)
     logits = units @ down.T + down_bias
     torch.testing.assert_close(run.model(*run.inputs), logits)
-    assert torch.equal(run.labels, z)
+
+
+def test_their_network_s_labels_are_the_answers():
+    run = Embedding(Config(**THEIRS))
+    answers = [x * y % 11 for x in range(11) for y in range(11)]
+    assert run.labels.tolist() == answers
 
 
 def test_the_scale_of_the_embedding_is_that_of_its_first_weights():
@@ -121,8 +130,15 @@ def test_the_scale_of_the_embedding_is_that_of_its_first_weights():
 
 
 @pytest.mark.parametrize(
-    "unread", [dict(layers=1), dict(heads=2), dict(dropout=0.1), dict(init_scale=2.0)]
+    "unread",
+    [
+        dict(layers=1),
+        dict(heads=2),
+        dict(dropout=0.1),
+        dict(init_scale=2.0),
+        dict(position_scale=2.0),
+    ],
 )
 def test_their_network_refuses_what_it_does_not_read(unread):
     with pytest.raises(grok.UsageError, match="has no effect"):
-        embedding.Config(**THEIRS | unread)
+        Config(**THEIRS | unread)

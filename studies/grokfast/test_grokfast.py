@@ -32,7 +32,7 @@ def test_l2_is_added_after_the_filter():
     assert seen == pytest.approx([3 + 0.5 * weight] * 2)
 
 
-def test_l2_is_that_of_torch_adam(monkeypatch):
+def test_l2_is_that_of_torch_adam():
     config = Config(**TINY, l2=0.1, weight_decay=0.0, steps=5, until=0.0)
     ours = grok.train(config, quiet=True, method=Grokfast)
     adam = torch.optim.Adam
@@ -53,6 +53,13 @@ def test_their_task_leaves_out_y_0():
     assert y.min() == 1
 
 
-def test_their_network_refuses_what_it_does_not_read():
-    with pytest.raises(grok.UsageError, match="--dropout"):
-        Config(**TINY, net="theirs", dropout=0.1)
+def test_their_network_has_the_authors_number_of_weights():
+    model = Grokfast(Config(op="x_mul_y_from_1", net="theirs")).model
+    count = sum(w.numel() for w in model.parameters())
+    assert round(count / 1000) == 423
+
+
+@pytest.mark.parametrize("unread", ["dropout", "init_scale", "embed_init_scale", "position_scale"])
+def test_their_network_refuses_what_it_does_not_read(unread):
+    with pytest.raises(grok.UsageError, match=grok.flag(unread)):
+        Config(**TINY, net="theirs", **{unread: 0.1})

@@ -20,6 +20,13 @@ def test_the_norm_stays_where_it_has_started(net):
     for _ in range(5):
         run.advance()
         assert norm(run.model) == pytest.approx(first, rel=1e-5)
+
+
+@NETS
+def test_the_norm_in_the_log_is_that_at_the_start(net):
+    run = Omnigrok(Config(**TINY, net=net, hold_norm=True, init_scale=0.8))
+    first = norm(run.model)
+    run.advance()
     run.evaluate()
     assert run.log[-1]["weight_norm"] == pytest.approx(first, rel=1e-5)
 
@@ -54,20 +61,18 @@ def test_an_update_is_adamws_and_then_one_factor_on_all_weights():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_norm_is_in_proportion_to_the_scale():
+def test_the_first_weights_are_in_proportion_to_the_scale():
     one, less = (Omnigrok(Config(**TINY, net="theirs", init_scale=s)).model for s in (1.0, 0.8))
     for a, b in zip(one.parameters(), less.parameters(), strict=True):
         torch.testing.assert_close(0.8 * a, b)
 
 
-def test_the_loss_of_their_network_is_computed_in_float64():
-    """In float32 the loss of a margin of 18 is 0."""
+@pytest.mark.parametrize("net, expected", [("grok", 0.0), ("theirs", 1.523e-8)])
+def test_the_loss_of_their_network_alone_is_computed_in_float64(net, expected):
+    """Of a margin of 18 it is log(1 + e⁻¹⁸), in float32 0."""
     logits, labels = torch.tensor([[18.0, 0.0]]), torch.tensor([0])
-    grok_loss, their_loss = (
-        Omnigrok(Config(**TINY, net=net)).loss(logits, labels).item() for net in ("grok", "theirs")
-    )
-    assert grok_loss == 0
-    assert their_loss == pytest.approx(1.523e-8, rel=1e-3)
+    loss = Omnigrok(Config(**TINY, net=net)).loss(logits, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_before_a_layernorm_weights_act_by_their_direction():
@@ -82,7 +87,10 @@ def test_before_a_layernorm_weights_act_by_their_direction():
     torch.testing.assert_close(run.model(*run.inputs), before, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("unread", [dict(layers=1), dict(dropout=0.1), dict(position_scale=0.1)])
+@pytest.mark.parametrize(
+    "unread",
+    [dict(layers=1), dict(dropout=0.1), dict(embed_init_scale=0.1), dict(position_scale=0.1)],
+)
 def test_their_network_refuses_what_it_does_not_read(unread):
     with pytest.raises(grok.UsageError, match="has no effect"):
         Config(**TINY, net="theirs", **unread)

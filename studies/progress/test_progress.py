@@ -107,17 +107,30 @@ def test_a_solution_of_one_frequency_is_all_or_nothing(key, restricted_is_low):
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
+def with_embedding(*columns):
+    """A run whose elements have these columns in the embedding, and 0; its tokens have 100."""
+    run = Progress(Config(**TINY, op="x_plus_y"))
+    with torch.no_grad():
+        weight = run.model.embed.weight.fill_(100)
+        weight[:11] = 0
+        for number, column in enumerate(columns):
+            weight[:11, number] = torch.as_tensor(column)
+    return run
+
+
+ONE_TURN = [np.cos(3 * turn_of(11)), np.sin(3 * turn_of(11))]
+
+
 @pytest.mark.parametrize(
-    "embedding, gini",
+    "columns, gini",
     [
-        (lambda turn: torch.stack([turn.cos(), turn.sin()], dim=1), 0.8),  # one frequency of five
-        (lambda turn: torch.eye(11), 0.0),  # all alike
+        (ONE_TURN, 0.8),  # one frequency of five
+        (np.eye(11), 0.0),  # all alike
     ],
 )
-def test_gini_of_known_embeddings(embedding, gini):
-    turn = 2 * math.pi * 3 * torch.arange(11) / 11
-    sizes = progress.spectrum(embedding(turn))
-    assert progress.gini(sizes).item() == pytest.approx(gini, abs=1e-5)
+def test_gini_of_known_embeddings(columns, gini):
+    run = with_embedding(*columns)
+    assert run.measure(run.model)["embed_gini"].item() == pytest.approx(gini, abs=1e-5)
 
 
 def test_gini_is_the_mean_difference_of_all_pairs():
@@ -127,32 +140,57 @@ def test_gini_is_the_mean_difference_of_all_pairs():
     assert progress.gini(sizes).item() == pytest.approx(expected.item())
 
 
-def test_med_is_the_mean_length_of_neighbours_chords_and_leaves_out_tokens():
-    run = Progress(Config(**TINY, op="x_plus_y"))
-    turn = 2 * math.pi * 3 * torch.arange(11) / 11
-    with torch.no_grad():
-        run.model.embed.weight[:11] = 0
-        run.model.embed.weight[:11, 0] = turn.cos()
-        run.model.embed.weight[:11, 1] = turn.sin()
-        run.model.embed.weight[11:] = 100
-    chord = 2 * math.sin(3 * math.pi / 11)
-    assert run.measure(run.model)["med"].item() == pytest.approx(chord)
+PLACES = np.arange(11.0)
 
 
-def test_keys_of_a_folder_are_those_of_the_same_run_at_its_end(tmp_path):
-    settings = TINY | dict(op="x_plus_y", lr=0.1, init_scale=6.0, keys=1, steps=30)
-    first = grok.train(Config(**settings), tmp_path / "first", quiet=True, method=Progress)
-    named = Progress(Config(**settings, keys_of=str(tmp_path)))
-    embedding = first.model.embed.weight[:11].detach().numpy()
-    sizes = []
+@pytest.mark.parametrize(
+    "columns, length",
+    [
+        (ONE_TURN, 2 * math.sin(3 * math.pi / 11)),
+        ([3 * PLACES**2, 4 * PLACES**2], 50),  # 5, 15, …, 95: 5 (2 i + 1)
+    ],
+)
+def test_med_is_the_mean_length_of_neighbours_chords_and_leaves_out_tokens(columns, length):
+    run = with_embedding(*columns)
+    assert run.measure(run.model)["med"].item() == pytest.approx(length)
+
+
+def largest_frequency(run):
+    """Of the embedding, by sums."""
+    embedding = run.model.embed.weight[:11].detach().numpy()
+    sizes = {}
     for k in range(1, 6):
         wave = np.exp(1j * turn_of(11) * k)
-        sizes.append(np.linalg.norm(wave @ embedding))
-    key = 1 + int(np.argmax(sizes))
+        sizes[k] = np.linalg.norm(wave @ embedding)
+    return max(sizes, key=sizes.get)
+
+
+OF_ONE_KEY = TINY | dict(op="x_plus_y", seed=3, lr=0.1, init_scale=6.0, keys=1, steps=30)
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A run at its end, in a folder."""
+    return grok.train(Config(**OF_ONE_KEY), tmp_path / "first", quiet=True, method=Progress)
+
+
+def test_keys_of_a_folder_are_those_of_the_same_run_at_its_end(ended, tmp_path):
+    named = Progress(Config(**OF_ONE_KEY, keys_of=str(tmp_path)))
+    key = largest_frequency(ended)
+    assert key != largest_frequency(named)
     measured = named.measure(named.model)["restricted_loss"].item()
-    others = [losses_by_least_squares(named, [k])[0] for k in range(1, 6)]
-    assert measured == pytest.approx(others.pop(key - 1), rel=1e-4)
-    assert all(measured != pytest.approx(other, rel=1e-4) for other in others)
+    by_key = {k: losses_by_least_squares(named, [k])[0] for k in range(1, 6)}
+    assert measured == pytest.approx(by_key.pop(key), rel=1e-4)
+    assert all(measured != pytest.approx(other, rel=1e-4) for other in by_key.values())
+
+
+@pytest.mark.parametrize("column", ["embed_gini", "med"])
+def test_keys_of_a_folder_leave_the_columns_of_the_embedding_as_they_are(column, ended, tmp_path):
+    plain = Progress(Config(**OF_ONE_KEY))
+    named = Progress(Config(**OF_ONE_KEY, keys_of=str(tmp_path)))
+    now = plain.measure(plain.model)[column].item()
+    assert named.measure(named.model)[column].item() == now
+    assert ended.measure(ended.model)[column].item() != pytest.approx(now, rel=0.01)
 
 
 def test_keys_of_another_run_are_refused(tmp_path):
