@@ -28,20 +28,32 @@ def test_it_starts_from_the_last_weights(net, whole):
 def test_it_is_trained_on_part_of_what_was_trained_on(whole):
     run = Efficiency(Config(**TINY, frac=0.3, go_on=str(whole)))
     before = grok.load(whole / "grok", Config, Efficiency)
-    assert len(run.train_rows) == round(0.3 * 121)
     assert set(run.train_rows.tolist()) < set(before.train_rows.tolist())
 
 
-def test_logit_norms_by_hand():
-    run = Efficiency(Config(**TINY))
+def test_the_part_is_the_fraction_of_the_table(whole):
+    run = Efficiency(Config(**TINY, frac=0.3, go_on=str(whole)))
+    assert len(run.train_rows) == 36  # of 121
+
+
+def logit_norm(run):
+    """By hand."""
     with torch.no_grad():
         logits = run.model(*run.inputs)[run.train_rows].double()
-    squares = sum(w.double().square().sum() for w in run.model.parameters())
-    norm = logits.square().sum(1).sqrt().mean().item()
-    measured = run.measure(run.model)
-    assert measured["logit_norm"].item() == pytest.approx(norm)
-    per_weight_norm = measured["logit_norm_per_weight_norm"].item()
-    assert per_weight_norm == pytest.approx(norm / squares.sqrt().item())
+    return logits.square().sum(1).sqrt().mean().item()
+
+
+def test_the_logit_norm_is_the_mean_over_the_training_set():
+    run = Efficiency(Config(**TINY))
+    measured = run.measure(run.model)["logit_norm"].item()
+    assert measured == pytest.approx(logit_norm(run))
+
+
+def test_the_logit_norm_per_weight_norm_is_divided_by_that_of_all_weights():
+    run = Efficiency(Config(**TINY))
+    squares = sum(w.double().square().sum().item() for w in run.model.parameters())
+    measured = run.measure(run.model)["logit_norm_per_weight_norm"].item()
+    assert measured == pytest.approx(logit_norm(run) / squares**0.5)
 
 
 def test_more_data_than_before_is_refused(whole):

@@ -1,5 +1,7 @@
 """Properties of the mixture, of edit distances and of the pathways."""
 
+import itertools
+
 import experts
 import grok
 import numpy as np
@@ -47,11 +49,15 @@ def test_edit_distances_are_those_of_the_recursion():
     assert measured == [levenshtein(*pair) for pair in pairs]
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_pathways_are_those_of_each_equation_alone(layers):
-    """By the routers, an equation at a time, at "="."""
-    run = Routing(Config(**TINY, experts=4, top_k=2, layers=layers, init_scale=3.0))
-    paths, towards = [], []
+def routed(layers):
+    """A run."""
+    return Routing(Config(**TINY, experts=4, top_k=2, layers=layers, init_scale=3.0))
+
+
+def best_of_each(run):
+    """For each equation alone and each layer the two best experts at "=", by the routers: their
+    shares and their numbers."""
+    best = []
     for row in run.train_rows.tolist():
         seen = []
         handles = [
@@ -64,25 +70,43 @@ def test_pathways_are_those_of_each_equation_alone(layers):
             run.model(*(t[row : row + 1] for t in run.inputs))
         for handle in handles:
             handle.remove()
-        best = [z.softmax(0).topk(2) for z in seen]
-        paths.append([e for two in best for e in two.indices.tolist()])
-        pairs = zip(best, run.model.blocks, strict=True)
-        towards.append([t.values @ b.mixture.router.weight[t.indices] for t, b in pairs])
-    measured = run.measure(run.model)
+        best.append([z.softmax(0).topk(2) for z in seen])
+    return best
+
+
+LAYERS = pytest.mark.parametrize("layers", [1, 2, 3])
+
+
+@LAYERS
+def test_the_distance_is_the_mean_over_neighbours(layers):
+    run = routed(layers)
+    paths = [torch.cat([two.indices for two in one]).tolist() for one in best_of_each(run)]
     neighbours = zip(paths, paths[-1:] + paths[:-1], strict=True)
     distance = np.mean([levenshtein(a, b) for a, b in neighbours])
-    assert measured["route_distance"].item() == pytest.approx(distance)
-    first = np.array(paths)[:, ::2]
+    assert run.measure(run.model)["route_distance"].item() == pytest.approx(distance)
+
+
+@LAYERS
+def test_the_load_is_the_share_of_the_busiest_first_expert(layers):
+    run = routed(layers)
+    first = np.array([[two.indices[0].item() for two in one] for one in best_of_each(run)])
     busiest = [np.bincount(column).max() for column in first.T]
-    load = np.mean(busiest) / len(paths)
-    assert measured["route_load"].item() == pytest.approx(load)
-    cosines = [
-        torch.cosine_similarity(a, b, dim=0).item()
-        for one in towards
-        for a, b in zip(one, one[1:], strict=False)
-    ]
-    consistency = measured["route_consistency"].item()
-    assert consistency == pytest.approx(np.mean(cosines or [0]), abs=1e-5)
+    load = np.mean(busiest) / len(first)
+    assert run.measure(run.model)["route_load"].item() == pytest.approx(load)
+
+
+@LAYERS
+def test_the_consistency_is_the_cosine_of_successive_layers(layers):
+    run = routed(layers)
+    routers = [block.mixture.router.weight.detach() for block in run.model.blocks]
+    cosines = []
+    for one in best_of_each(run):
+        layered = zip(one, routers, strict=True)
+        towards = [two.values @ router[two.indices] for two, router in layered]
+        for a, b in itertools.pairwise(towards):
+            cosines.append(torch.cosine_similarity(a, b, dim=0).item())
+    measured = run.measure(run.model)["route_consistency"].item()
+    assert measured == pytest.approx(np.mean(cosines or [0]), abs=1e-5)
 
 
 def test_the_distance_by_answer_is_of_equations_with_one_answer():

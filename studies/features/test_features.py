@@ -62,15 +62,25 @@ def test_quality_is_that_of_validation_equations(shift, quality, monkeypatch):
     hot = F.one_hot(run.labels, 11).float()
     hot[run.val_rows] = hot[run.val_rows].roll(shift, 1)
     monkeypatch.setattr(run, "features", lambda model: hot)
-    measured = run.measure(run.model)
-    assert measured["quality"].item() == quality
-    assert measured["strength"].item() == pytest.approx(1)
+    assert run.measure(run.model)["quality"].item() == quality
 
 
-def test_the_scale_is_in_the_loss_alone():
+def test_strength_is_that_of_training_equations(monkeypatch):
+    """Features that name the answer, and in validation nothing."""
+    run = Features(Config(**TINY))
+    hot = F.one_hot(run.labels, 11).float()
+    hot[run.val_rows] = 0
+    monkeypatch.setattr(run, "features", lambda model: hot)
+    assert run.measure(run.model)["strength"].item() == pytest.approx(1)
+
+
+def test_the_scale_is_a_factor_on_the_logits_in_the_loss():
     run = Features(Config(**TINY, output_scale=3.0))
     logits = torch.randn(5, 13)
     labels = torch.arange(5)
     assert run.loss(logits, labels) == F.cross_entropy(3 * logits, labels)
-    plain = Features(Config(**TINY))
-    assert run.measure(run.model)["val_loss"] == plain.measure(plain.model)["val_loss"]
+
+
+def test_the_scale_is_not_in_the_columns():
+    plain, scaled = (Features(Config(**TINY, output_scale=scale)) for scale in (1.0, 3.0))
+    assert scaled.measure(scaled.model) == plain.measure(plain.model)

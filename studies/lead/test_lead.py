@@ -31,11 +31,11 @@ def of(column, rows):
     return [row for row in rows if row["column"] == column]
 
 
-def test_a_column_that_is_half_way_in_the_middle_of_the_plateau():
+@pytest.mark.parametrize("name, value", [("lead", 20), ("moves", 0.5), ("stays", 0.5)])
+def test_a_column_that_is_half_way_in_the_middle_of_the_plateau(name, value):
     """From 5 at 20 to 1 at 80, half way at 40: what follows 80 does not count."""
     row = moved(curves(early=[9, 9, 5, 4, 2.9, 2, 1.5, 1, 1, 7]), "early")
-    assert row["lead"] == 20
-    assert row["moves"] == row["stays"] == pytest.approx((40 - 20) / (60 - 20))
+    assert row[name] == pytest.approx(value)
 
 
 def test_a_column_that_follows_has_a_negative_lead():
@@ -43,10 +43,10 @@ def test_a_column_that_follows_has_a_negative_lead():
     assert row["lead"] == -20
 
 
-def test_a_column_stays_from_when_on_it_does_not_come_back():
+@pytest.mark.parametrize("name, step", [("moves", 30), ("stays", 70)])
+def test_a_column_stays_from_when_on_it_does_not_come_back(name, step):
     row = moved(curves(noisy=[0, 0, 0, 5, 1, 6, 2, 6, 8, 0]), "noisy")
-    assert row["moves"] == (30 - 20) / (60 - 20)
-    assert row["stays"] == (70 - 20) / (60 - 20)
+    assert row[name] == (step - 20) / (60 - 20)
 
 
 def test_validation_accuracy_itself_moves_at_1():
@@ -68,18 +68,25 @@ def test_a_column_that_ends_where_it_began_has_no_lead():
     assert not moved(curves(flat=[2.0] * 10), "flat")
 
 
-def test_alarms_are_the_share_of_others_that_go_half_as_far():
+def beside_others():
+    """The row of a run, and of others of which two go as far as half of its way."""
     run = curves(c=[0, 0, 0, 1, 2, 3, 4, 5, 6, 6])  # a way of 6 from 20 on
     others = [curves(val=[0] * 10, c=[9, 9, 0, 0, 0, far, 0, 0, 0, 0]) for far in (2.9, 3.0, 8.0)]
-    row = moved(run, "c", *others)
-    assert row["alarms"] == pytest.approx(2 / 3)
-    assert row["farthest"] == pytest.approx(8 / 6)
+    return moved(run, "c", *others)
 
 
-def test_a_loss_has_its_logarithm_beside_it():
+def test_alarms_are_the_share_of_others_that_go_half_as_far():
+    assert beside_others()["alarms"] == pytest.approx(2 / 3)
+
+
+def test_farthest_is_how_far_any_of_the_others_goes():
+    assert beside_others()["farthest"] == pytest.approx(8 / 6)
+
+
+@pytest.mark.parametrize("name, moves", [("c_loss", 1 / 4), ("log_c_loss", 5 / 4)])
+def test_a_loss_has_its_logarithm_beside_it(name, moves):
     run = curves(c_loss=[1, 1, 1, 0.5, 0.25, 0.125, 1e-1, 1e-2, 1e-3, 0])
-    assert moved(run, "c_loss")["moves"] == pytest.approx(1 / 4)
-    assert moved(run, "log_c_loss")["moves"] == pytest.approx(5 / 4)
+    assert moved(run, name)["moves"] == pytest.approx(moves)
 
 
 def test_auc_is_scikit_learns():
@@ -95,20 +102,37 @@ def test_auc_is_scikit_learns():
     assert [row["auc"] for row in rows] == pytest.approx([expected] * 9)
 
 
-def test_runs_on_random_answers_are_others_of_their_own_and_have_no_rows():
+def beside_random():
+    """The rows of a run that generalises and of one that does not and whose column is still, beside
+    one on random answers whose column moves."""
     random = [curves(val=[0] * 10, seed=5, c=STEPS)]
     still = curves(val=[0] * 10, seed=1, c=[0] * 10)
-    rows = of("c", lead.rows_of([curves(c=STEPS), still], random))
-    assert {row["seed"] for row in rows} == {0, 1}
-    assert (rows[0]["alarms"], rows[0]["random_alarms"]) == (0, 1)
-    assert (rows[0]["auc"], rows[0]["random_auc"]) == (1, 0.5)
+    return of("c", lead.rows_of([curves(c=STEPS), still], random))
 
 
-def test_matrices_are_one_measure_and_measures_have_places():
-    late = [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
-    rows = lead.rows_of([curves(alpha_up=STEPS, alpha_down=STEPS, late=late)])
-    places = {(row["measure"], row["place"]) for row in rows}
-    assert places == {("alpha, all matrices", 1), ("val_acc", 2), ("late", 3)}
+def test_runs_on_random_answers_have_no_rows():
+    assert [row["seed"] for row in beside_random()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "name, value", [("alarms", 0), ("random_alarms", 1), ("auc", 1), ("random_auc", 0.5)]
+)
+def test_runs_on_random_answers_are_others_of_their_own(name, value):
+    assert beside_random()[0][name] == value
+
+
+LATE = [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
+
+
+def test_matrices_are_one_measure():
+    rows = lead.rows_of([curves(alpha_up=STEPS, alpha_down=STEPS, late=LATE)])
+    assert {row["measure"] for row in rows} == {"alpha, all matrices", "val_acc", "late"}
+
+
+def test_measures_have_the_places_of_their_turns():
+    rows = lead.rows_of([curves(late=LATE, alpha_up=STEPS, alpha_down=STEPS)])
+    places = {row["column"]: row["place"] for row in rows}
+    assert places == dict(alpha_up=1, alpha_down=1, val_acc=2, late=3)
 
 
 def trained(folder, **settings):
@@ -116,15 +140,32 @@ def trained(folder, **settings):
     grok.train(config, folder, quiet=True, method=measures.Measures)
 
 
-def test_it_writes_a_row_for_each_run_that_memorises_and_column_and_a_picture(tmp_path):
-    for seed, steps in enumerate([400, 400, 2]):
-        trained(tmp_path / f"runs/{seed}", seed=seed, weight_decay=0.0, lr=0.01, steps=steps)
-    assert lead.main([str(tmp_path / "runs"), "--out", str(tmp_path / "to")]) == 0
-    with open(tmp_path / "to/lead.csv", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    assert {"inactive", "restricted_loss", "strength", "local_x"} <= {row["column"] for row in rows}
-    assert {row["seed"] for row in rows} == {"0", "1"}
-    assert (tmp_path / "to/lead.png").stat().st_size > 5_000
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What is written of three runs, of which two memorise."""
+    folder = tmp_path_factory.mktemp("lead")
+    for seed, steps in enumerate([200, 200, 2]):
+        trained(folder / f"runs/{seed}", seed=seed, weight_decay=0.0, lr=0.01, steps=steps)
+    assert lead.main([str(folder / "runs"), "--out", str(folder / "to")]) == 0
+    return folder / "to"
+
+
+def values_of(name, file):
+    with open(file, newline="") as opened:
+        return {row[name] for row in csv.DictReader(opened)}
+
+
+def test_it_writes_a_row_for_each_run_that_memorises(written):
+    assert values_of("seed", written / "lead.csv") == {"0", "1"}
+
+
+@pytest.mark.parametrize("column", ["inactive", "restricted_loss", "strength", "local_x"])
+def test_it_writes_a_row_for_each_column(column, written):
+    assert column in values_of("column", written / "lead.csv")
+
+
+def test_it_draws_a_picture(written):
+    assert (written / "lead.png").stat().st_size > 5_000
 
 
 def test_a_folder_in_which_nothing_memorises_is_refused(tmp_path, capsys):

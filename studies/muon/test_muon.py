@@ -112,3 +112,8 @@ def test_the_matrices_of_the_blocks_have_a_rate_and_adamw_the_rest_with_one_warm
 def test_with_muon_decay_to_the_start_is_refused():
     with pytest.raises(grok.UsageError, match="--decay-to init"):
         Config(**TINY, muon_lr=0.01, decay_to="init")
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(muon_lr=0.01, matrices="adamw")])
+def test_without_muon_decay_to_the_start_is_not_refused(settings):
+    Config(**TINY | settings, decay_to="init")

@@ -78,20 +78,41 @@ def test_the_amplifier_moves_in_every_inner_th_update_alone():
     assert not torch.equal(run.amplifier[0].weight, first["0.weight"])
 
 
-def test_no_batch_has_the_outer_equations_and_the_controls_have_all():
+def test_the_outer_equations_are_a_share_of_the_training_set():
+    run = NeuralGrok(Config(**LEARNED, frac=0.3))
+    assert len(run.outer) == 4  # a tenth of 36
+
+
+def test_no_batch_has_an_outer_equation():
     run = NeuralGrok(Config(**LEARNED))
-    control = NeuralGrok(Config(**TINY))
-    outer, train = set(run.outer.tolist()), set(run.train_rows.tolist())
-    assert len(outer) == 6  # a tenth of 60
-    assert not outer & train
-    assert outer | train == set(control.train_rows.tolist())
+    seen = set()
+    for run.step in range(1, 9):  # two epochs
+        seen |= set(run.batch().tolist())
+    assert seen.isdisjoint(run.outer.tolist())
+
+
+def test_the_control_is_trained_on_the_outer_equations_too():
+    run, control = NeuralGrok(Config(**LEARNED)), NeuralGrok(Config(**TINY))
+    both = torch.cat([run.outer, run.train_rows])
+    assert sorted(both.tolist()) == sorted(control.train_rows.tolist())
 
 
 def test_l2_is_torch_adams_after_clipping():
-    settings = TINY | dict(l2=0.1, weight_decay=0.0, grad_clip=0.01)
-    run = NeuralGrok(Config(**settings))
-    assert type(run.optimizer) is torch.optim.Adam
-    assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
+    given = dict(lr=0.01, beta1=0.8, beta2=0.95, eps=1e-3, grad_clip=0.01, warmup=0)
+    run = NeuralGrok(Config(**TINY, l2=0.1, weight_decay=0.0, **given))
+    model = copy.deepcopy(run.model)
+    weights = list(model.parameters())
+    adam = torch.optim.Adam(weights, lr=0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)
+    for _ in range(3):
+        run.advance()
+        rows = run.batch()  # those of this update
+        logits = model(*(t[rows] for t in run.inputs))
+        adam.zero_grad()
+        F.cross_entropy(logits, run.labels[rows]).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 0.01)
+        adam.step()
+    for ours, theirs in zip(run.model.parameters(), weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_two_decays_are_refused():

@@ -76,18 +76,30 @@ def test_figure_2_right_has_twelve_operations_up_to_95_per_cent():
     assert max(c.frac for c in runs) == 0.95
 
 
-def test_figures_3_and_6_spend_all_their_updates():
-    assert told(runs_of("3"), "op", "until") == {("x_plus_y", 0), ("s5_xy", 0)}
-    assert told(runs_of("6"), "until") == {(0,)}
+@pytest.mark.parametrize("figure", ["3", "6"])
+def test_figures_3_and_6_spend_all_their_updates(figure):
+    assert told(runs_of(figure), "until") == {(0,)}
+
+
+def test_figure_3_is_of_addition_and_of_s5():
+    assert told(runs_of("3"), "op") == {("x_plus_y",), ("s5_xy",)}
+
+
+def test_figure_6_has_none_1000_and_3000_outliers():
     assert {0, 1000, 3000} <= {c.outliers for c in runs_of("6")}
 
 
 @pytest.mark.parametrize("scale", power2022.SCALES)
 @pytest.mark.parametrize("figure", power2022.FOLDERS)
-def test_no_run_is_there_twice_and_each_has_the_seeds_asked_for(figure, scale):
+def test_no_run_is_there_twice(figure, scale):
     runs = runs_of(figure, scale, seeds=2)
-    assert len({tuple(c.fixed().values()) for c in runs}) == len(runs) > 1
-    assert told(runs, "seed") == {(0,), (1,)}
+    assert len({tuple(c.fixed().values()) for c in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("scale", power2022.SCALES)
+@pytest.mark.parametrize("figure", power2022.FOLDERS)
+def test_a_figure_has_the_seeds_asked_for(figure, scale):
+    assert told(runs_of(figure, scale, seeds=2), "seed") == {(0,), (1,)}
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -123,12 +135,15 @@ def test_a_stopped_figure_goes_on_to_the_same_metrics(tiny_figure, tmp_path, mon
 
 def test_a_finished_figure_is_drawn_again_and_not_trained(tiny_figure, tmp_path, monkeypatch):
     assert power2022.main([*tiny_figure, str(tmp_path)]) == 0
-    file = tmp_path / "cpu" / "2-right" / "runs.csv"
-    rows = file.read_text()
-    file.unlink()
+    folder = tmp_path / "cpu" / "2-right"
+    table, picture = folder / "runs.csv", folder / "curves-x_plus_y-mod-11.png"
+    rows = table.read_text()
+    table.unlink()
+    picture.unlink()
     monkeypatch.setattr(grok.Run, "update", None)
     assert power2022.main([*tiny_figure, str(tmp_path)]) == 0
-    assert file.read_text() == rows
+    assert table.read_text() == rows
+    assert picture.exists()
 
 
 def test_a_mistake_in_a_flag_ends_the_command(tiny_figure, tmp_path, capsys):
@@ -136,9 +151,13 @@ def test_a_mistake_in_a_flag_ends_the_command(tiny_figure, tmp_path, capsys):
     assert "--lr x" in capsys.readouterr().err
 
 
-def test_a_dry_run_trains_nothing(tiny_figure, tmp_path, capsys):
-    assert power2022.main([*tiny_figure, str(tmp_path / "x"), "--dry-run"]) == 0
+def test_a_dry_run_says_how_many_runs(tiny_figure, tmp_path, capsys):
+    assert power2022.main([*tiny_figure, str(tmp_path), "--dry-run"]) == 0
     assert "2-right: 3 runs, " in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(tiny_figure, tmp_path):
+    assert power2022.main([*tiny_figure, str(tmp_path / "x"), "--dry-run"]) == 0
     assert not (tmp_path / "x").exists()
 
 
@@ -153,16 +172,44 @@ def mean_distance(rows, pairs):
     return np.mean([distance(rows, a, b) for a, b in pairs])
 
 
-def test_the_nearest_strands_of_a_circle():
-    angle = 2 * np.pi * 5 * np.arange(97) / 97  # 5 · 39 = 1 mod 97 = 5 · -58
-    rows = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    found = {relation.name: relation.apart for relation in relations.relations(rows, "x_plus_y")}
-    assert len(found) == 48
-    assert min(found, key=found.get) == next(iter(found)) == "z+39"
-    any_two = mean_distance(rows, itertools.combinations(range(97), 2))
-    for k in 8, 39:
-        strand = mean_distance(rows, [(z, (z + k) % 97) for z in range(97)])
-        assert found[f"z+{k}"] == pytest.approx(strand / any_two)
+def circle(n):
+    """Rows (n, 2) that turn five times."""
+    angle = 2 * np.pi * 5 * np.arange(n) / n
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def run_with_a_circle(p):
+    """A run in whose output layer the elements are a circle."""
+    run = grok.Run(grok.Config(**TINY | dict(p=p)))
+    with torch.no_grad():
+        run.model.head.weight[:p] = 0
+        run.model.head.weight[:p, :2] = torch.from_numpy(circle(p))
+    return run
+
+
+def strands_apart(rows, k):
+    """The mean squared distance of z and z + k by that of any two."""
+    n = len(rows)
+    any_two = mean_distance(rows, itertools.combinations(range(n), 2))
+    return mean_distance(rows, [(z, (z + k) % n) for z in range(n)]) / any_two
+
+
+def test_there_are_strands_of_each_step_up_to_half_the_modulus():
+    names = {relation.name for relation in relations.relations(circle(97), "x_plus_y")}
+    assert names == {f"z+{k}" for k in range(1, 49)}
+
+
+def test_the_nearest_strands_of_a_circle_come_first():
+    """By hand: 5 · 39 = 1 mod 97."""
+    first, *others = relations.relations(circle(97), "x_plus_y")
+    assert first.name == "z+39"
+    assert first.apart < min(relation.apart for relation in others)
+
+
+@pytest.mark.parametrize("k", [8, 39])
+def test_strands_are_apart_by_the_distances_of_all_pairs(k):
+    found = {r.name: r.apart for r in relations.relations(circle(97), "x_plus_y")}
+    assert found[f"z+{k}"] == pytest.approx(strands_apart(circle(97), k))
 
 
 def then(x, y):
@@ -255,24 +302,42 @@ def test_permutations_are_written_as_in_the_paper(perm, text):
     assert relations.cycles(PERMS.index(perm)) == text
 
 
-def test_the_map_joins_the_points_that_it_shows():
-    run = grok.train(grok.Config(**TINY | dict(p=23), steps=5), quiet=True)
-    for axes in relations.output_map(run).axes:
+def test_the_maps_join_the_paper_s_strands_and_the_clearest():
+    """By hand: 5 · 9 = -1 mod 23."""
+    maps = relations.output_map(run_with_a_circle(23)).axes
+    for axes, step in zip(maps, (8, 9), strict=True):
         points, *joined = [line.get_xydata() for line in axes.lines]
-        step = int(axes.get_title().split("z+")[1].split(",")[0])
         expected = [points[[z, (z + step) % 23]] for z in range(23)]
         assert np.allclose(joined, expected)
+        assert axes.get_title().startswith(f"z+{step},")
 
 
-def test_relations_are_written_by_rank_for_rows_and_shuffled_rows():
-    run = grok.train(grok.Config(**TINY | dict(p=17), steps=5), quiet=True)
-    rows = list(relations.relation_rows(run))
-    assert [row["rank"] for row in rows] == [*range(1, 9), *range(1, 9)]
-    for half in rows[:8], rows[8:]:
-        ratios = [-row["F"] for row in half]
-        assert ratios == sorted(ratios)
-    nearest = relations.relations(relations.output_rows(run), "x_plus_y")[0]
-    assert rows[0]["apart"] == nearest.apart
+@pytest.fixture
+def written():
+    """The rows of a table of relations, of a circle of 17 elements."""
+    return list(relations.relation_rows(run_with_a_circle(17)))
+
+
+def test_relations_are_written_for_rows_and_shuffled_rows(written):
+    """Nothing lies together in shuffled ones."""
+    assert [row["shuffled"] for row in written] == [0] * 8 + [1] * 8
+    assert min(row["apart"] for row in written[8:]) > 0.5
+
+
+def test_relations_are_written_by_rank(written):
+    assert [row["rank"] for row in written] == [*range(1, 9), *range(1, 9)]
+
+
+def test_the_clearest_relation_has_the_first_rank(written):
+    for half in written[:8], written[8:]:
+        ratios = [row["F"] for row in half]
+        assert ratios == sorted(ratios, reverse=True)
+
+
+def test_the_first_relation_written_is_that_of_neighbours(written):
+    """By hand: 5 · 7 = 1 mod 17."""
+    assert written[0]["relation"] == "z+7"
+    assert written[0]["apart"] == pytest.approx(strands_apart(circle(17), 7))
 
 
 def test_output_rows_are_those_of_elements():
@@ -352,28 +417,49 @@ def test_the_boxes_are_keskars_and_a_hundredth_of_each_weight():
     assert boxes["phi_relative"] == pytest.approx([0.02, 0.0])
 
 
-def test_the_map_has_the_rows_points_and_their_rank_correlation():
-    """By hand: 1 - 6 · 2 / (4³ - 4) = 0.8."""
-    points = [(1, 1), (2, 3), (3, 2), (4, 4)]
+@pytest.fixture
+def maps():
+    """The two maps of four rows."""
     task = dict(op="s5_xy", frac=0.5)
+    points = [(1, 1), (2, 9), (3, 4), (4, 16)]
     rows = [task | dict(phi=x, phi_relative=5 - x, val_acc=y) for x, y in points]
-    one, other = sharpness.sharpness_map(rows).axes
-    assert one.lines[0].get_xydata().tolist() == [[1, 1], [2, 3], [3, 2], [4, 4]]
-    assert other.lines[0].get_xydata().tolist() == [[4, 1], [3, 3], [2, 2], [1, 4]]
-    assert "ρ = 0.800" in one.get_legend().texts[0].get_text()
-    assert "ρ = -0.800" in other.get_legend().texts[0].get_text()
+    return sharpness.sharpness_map(rows).axes
 
 
-@pytest.mark.parametrize(
-    "figure, file, rows_a_run", [("3", "relations", 16), ("7", "sharpness", 1)]
-)
-def test_figures_3_and_7_write_rows_and_pictures(figure, file, rows_a_run, tmp_path):
+def test_the_maps_have_the_rows_points(maps):
+    one, other = (axes.lines[0].get_xydata().tolist() for axes in maps)
+    assert one == [[1, 1], [2, 9], [3, 4], [4, 16]]
+    assert other == [[4, 1], [3, 9], [2, 4], [1, 16]]
+
+
+def test_the_maps_have_the_rank_correlation_of_the_points(maps):
+    """By hand, of the ranks 1, 3, 2, 4: 1 - 6 · 2 / (4³ - 4) = 0.8."""
+    one, other = (axes.get_legend().texts[0].get_text() for axes in maps)
+    assert "ρ = 0.800" in one
+    assert "ρ = -0.800" in other
+
+
+@pytest.fixture(scope="module", params=["3", "7"])
+def figure_and_folder(request, tmp_path_factory):
+    """Figure 3 or 7, made of two runs, and its folder."""
+    folder = tmp_path_factory.mktemp("figure")
     for seed in 0, 1:
         config = grok.Config(**TINY | dict(p=17), steps=20, seed=seed)
-        grok.train(config, tmp_path / str(seed), quiet=True)
-    power2022.make(figure, tmp_path)
-    with open(tmp_path / f"{file}.csv") as opened:
+        grok.train(config, folder / str(seed), quiet=True)
+    power2022.make(request.param, folder)
+    return request.param, folder
+
+
+def test_figures_3_and_7_write_the_rows_of_each_run(figure_and_folder):
+    figure, folder = figure_and_folder
+    file, rows_a_run = {"3": ("relations", 16), "7": ("sharpness", 1)}[figure]
+    with open(folder / f"{file}.csv") as opened:
         rows = list(csv.DictReader(opened))
     assert [row["seed"] for row in rows] == ["0"] * rows_a_run + ["1"] * rows_a_run
     assert {row["grok"] for row in rows} == {grok.__version__}
-    assert list(tmp_path.glob("*.png"))
+
+
+def test_figure_3_is_a_picture_of_each_run_and_figure_7_one_of_all(figure_and_folder):
+    figure, folder = figure_and_folder
+    pictures = {"3": ["map-x_plus_y-0.png", "map-x_plus_y-1.png"], "7": ["sharpness.png"]}
+    assert sorted(file.name for file in folder.glob("*.png")) == pictures[figure]

@@ -1,5 +1,6 @@
 """Properties of the judge, and of the network of squares."""
 
+import contextlib
 import csv
 import io
 from pathlib import Path
@@ -47,19 +48,103 @@ def test_the_network_squares_sums_and_reads_them_linearly():
     torch.testing.assert_close(model(x, y), expected)
 
 
-def folder_of(tmp_path, *settings):
+def folder_of(folder, *settings):
     for number, more in enumerate(settings):
         config = Config(**TINY | dict(steps=20, threads=1) | more)
-        grok.train(config, tmp_path / str(number), quiet=True, method=Square)
-    return str(tmp_path)
+        grok.train(config, folder / str(number), quiet=True, method=Square)
+    return str(folder)
 
 
-def test_a_row_counts_seeds_and_is_not_valid_with_few_that_do_not_arrive(tmp_path, capsys):
-    folder = folder_of(tmp_path, dict(seed=0), dict(seed=1))
-    assert speedrun.main([str(SQUARE), folder, "--turns", "1"]) == 0
-    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert (row["seeds"], row["updates"], row["valid"]) == ("2", "", "False")
-    assert float(row["ms"]) > 0
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """The row of two runs that do not arrive, as it is printed."""
+    folder = folder_of(tmp_path_factory.mktemp("two"), dict(seed=0), dict(seed=1))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert speedrun.main([str(SQUARE), folder, "--turns", "1"]) == 0
+    (row,) = csv.DictReader(out.getvalue().splitlines())
+    return row
+
+
+@pytest.mark.parametrize("name, value", [("seeds", "2"), ("updates", ""), ("valid", "False")])
+def test_a_row_counts_seeds_and_is_not_valid_with_few_that_do_not_arrive(name, value, printed):
+    assert printed[name] == value
+
+
+@pytest.mark.parametrize("name", ["ms", "paper_ms"])
+def test_an_update_takes_time(name, printed):
+    assert float(printed[name]) > 0
+
+
+FLOPS = 2 * 16 * 500 * 11 * 3  # of an update of batch 16, width 500, 11 answers
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """A function of made runs, each a seed and the rows of its curve: their row. An update takes
+    4 ms, one of the paper's recipe 100 ms."""
+    monkeypatch.setattr(speedrun, "by_turns", lambda run, other, turns: [4.0, 100.0])
+
+    def row_of(*runs):
+        for number, (seed, curve) in enumerate(runs):
+            run = Square(Config(**TINY | dict(width=500, seed=seed)))
+            run.step, run.log = curve[-1][0], record(*curve).log
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            grok.lay_out(folder, run.config, Square)
+            grok.write(folder / "checkpoint.pt", grok.pack(run))
+        return speedrun.row_of(SQUARE, tmp_path, turns=1)
+
+    return row_of
+
+
+def arriving(step, lowest=0.98):
+    """The curve of a run that reaches 99 % at this update and falls to `lowest`."""
+    return [(step - 100, 0.5), (step, 0.99), (step + 500, lowest), (step + 1000, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("seeds", 3),
+        ("updates", 2000),
+        ("first", 1000),
+        ("last", 3000),
+        ("lowest", 0.975),
+        ("mflop", round(FLOPS / 1e6)),
+        ("gflop", round(FLOPS * 2000 / 1e9, 2)),
+        ("ms", 4),
+        ("paper_ms", 100),
+        ("seconds", 8),
+    ],
+)
+def test_the_row_of_runs_that_arrive(name, value, judged):
+    runs = enumerate([arriving(3000), arriving(1000, 0.975), arriving(2000)])
+    assert judged(*runs)[name] == value
+
+
+@pytest.mark.parametrize("name", ["updates", "last", "lowest", "gflop", "seconds"])
+def test_without_the_arrival_of_all_there_is_none(name, judged):
+    never = [(100, 0.5), (5000, 0.98)]
+    assert judged((0, arriving(1000)), (1, never))[name] is None
+
+
+NINETEEN = [(seed, arriving(1000)) for seed in range(19)]
+
+
+@pytest.mark.parametrize(
+    "last, valid",
+    [
+        ([(19, arriving(1000))], True),
+        ([(19, arriving(1000, 0.971))], True),
+        ([(19, arriving(1000, 0.97))], False),  # which is not above 0.97
+        ([(19, arriving(1000)[:-1])], False),  # went on for 500 updates
+        ([(19, [(1000, 0.98), (9000, 0.98)])], False),  # never arrived
+        ([(18, arriving(1000))], False),  # a seed again
+        ([], False),
+    ],
+)
+def test_valid_are_twenty_seeds_that_arrive_and_stay(last, valid, judged):
+    assert judged(*NINETEEN, *last)["valid"] is valid
 
 
 def test_runs_of_two_commands_are_refused(tmp_path, capsys):

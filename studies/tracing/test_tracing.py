@@ -51,17 +51,23 @@ def test_without_dropout_it_is_validation_accuracy(settings):
 
 
 @NETS
-def test_dropout_is_other_at_each_evaluation_and_leaves_training_alone(settings):
+def test_dropout_leaves_training_alone(settings):
     run = grok.train(Config(**settings), quiet=True, method=Tracing)
     off = grok.train(Config(**settings, mc_dropout=0.0), quiet=True, method=Tracing)
     for a, b in zip(run.model.parameters(), off.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert len({row["dropout_var"] for row in run.log}) > 1
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_units_of_a_transformer_that_are_never_active_and_zeros_of_all(layers):
-    """With a shift before the units, which makes some constant; by hooks on `up`."""
+@NETS
+def test_dropout_is_other_at_each_evaluation(settings):
+    run = grok.train(Config(**settings, lr=1e-30), quiet=True, method=Tracing)
+    assert len({row["val_loss"] for row in run.log}) == 1  # one model, which updates do not move
+    assert len({row["dropout_var"] for row in run.log}) == 3
+
+
+def transformer(layers):
+    """A run, and for each layer where its units are off (…, units). A shift before the units makes
+    some constant."""
     run = Tracing(Config(**GROK, layers=layers, seed=1))
     shift = 3 * torch.randn(16, generator=torch.Generator().manual_seed(1))
     seen = [[] for _ in range(layers)]
@@ -70,25 +76,35 @@ def test_units_of_a_transformer_that_are_never_active_and_zeros_of_all(layers):
         block.up.register_forward_hook(lambda m, i, out, outputs=outputs: outputs.append(out))
     with torch.no_grad():
         grok.Transformer.forward(run.model, *run.inputs)
-    silent = [torch.cat(outputs).flatten(0, -2) <= 0 for outputs in seen]
-    never = np.mean([off.all(0).float().mean() for off in silent])
-    zeros = np.mean([off.float().mean() for off in silent])
-    assert 0.02 < never < 0.9
-    measured = run.measure(run.model)
-    assert measured["inactive"].item() == pytest.approx(never)
-    assert measured["zeros"].item() == pytest.approx(zeros)
+    return run, [torch.cat(outputs).flatten(0, -2) <= 0 for outputs in seen]
 
 
-def test_inactive_units_and_zeros_of_the_mlp_by_its_own_first_layer():
+def mlp():
+    """The same, of which the biases are spread."""
     run = Tracing(Config(**TINY, net="theirs", units=32))
     run.model.first.up.bias.data = torch.linspace(-9, 9, 32)
     with torch.no_grad():
-        off = run.model.first(*run.inputs) <= 0
-    never = off.all(0).float().mean().item()
-    assert 0.1 < never < 0.9
-    measured = run.measure(run.model)
-    assert measured["inactive"].item() == pytest.approx(never)
-    assert measured["zeros"].item() == pytest.approx(off.float().mean().item())
+        return run, [run.model.first(*run.inputs) <= 0]
+
+
+MADE = pytest.mark.parametrize(
+    "made", [mlp, lambda: transformer(1), lambda: transformer(2)], ids=["mlp", "one", "two"]
+)
+
+
+@MADE
+def test_inactive_are_units_that_no_equation_makes_active(made):
+    run, off = made()
+    never = np.mean([layer.all(0).float().mean() for layer in off])
+    assert 0.02 < never < 0.9
+    assert run.measure(run.model)["inactive"].item() == pytest.approx(never)
+
+
+@MADE
+def test_zeros_are_among_the_outputs_of_all_units_for_all_equations(made):
+    run, off = made()
+    zeros = np.mean([layer.float().mean() for layer in off])
+    assert run.measure(run.model)["zeros"].item() == pytest.approx(zeros)
 
 
 @pytest.mark.parametrize(
@@ -110,38 +126,58 @@ CURVES = [  # step, train_acc, val_acc, dropout_acc, dropout_var, embed_cosine
     (1, 0.0, 0.0, 0.0, 0.0, 0.5),
     (100, 1.0, 0.0, 0.05, 9e-6, 0.4),
     (200, 1.0, 0.3, 0.2, 0.5 * 0.16 / 512, 0.3),
+    (250, 1.0, 0.4, 0.3, 0.8 * 0.21 / 512, 0.35),
     (300, 1.0, 0.6, 0.5, 0.8 * 0.25 / 512, 0.6),
     (350, 1.0, 0.9, 0.8, 1.2 * 0.16 / 512, 0.7),
 ]
 NAMES = "step", "train_acc", "val_acc", "dropout_acc", "dropout_var", "embed_cosine"
 
 
-def made(curves):
+def row_of(curves):
     log = [dict(zip(NAMES, row, strict=True)) for row in curves]
-    return grok.Record(Config(**TINY), log=log)
+    return peaks.row_of(grok.Record(Config(**TINY), log=log))
 
 
-def test_where_the_measures_turn():
-    row = peaks.row_of(made(CURVES))
-    assert (row["train_99"], row["half"]) == (100, 300)
-    assert (row["peak"], row["peak_acc"]) == (300, 0.5)
-    assert row["peak_sd"] == pytest.approx((0.8 * 0.25 / 512) ** 0.5)
-    assert (row["rise_at"], row["peak_at"]) == (1.0, 1.0)
-    assert row["binomial"] == pytest.approx(0.8)
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("train_99", 100),
+        ("half", 300),
+        ("peak", 300),
+        ("peak_acc", 0.5),
+        ("peak_sd", (0.8 * 0.25 / 512) ** 0.5),
+        ("rise_at", 0.75),  # at 250
+        ("peak_at", 1.0),
+        ("binomial", 0.8),
+        ("embed_cosine_first", 0.5),
+        ("embed_cosine_low", 0.3),
+        ("embed_cosine_last", 0.7),
+        ("embed_cosine_low_step", 200),
+        ("embed_cosine_low_at", 0.5),
+    ],
+)
+def test_where_the_measures_turn(name, value):
+    assert row_of(CURVES)[name] == pytest.approx(value)
 
 
-def test_a_run_that_does_not_generalise_has_no_plateau():
-    row = peaks.row_of(made(CURVES[:2]))
-    assert (row["peak"], row["half"]) == (100, None)
-    assert row["peak_at"] == row["embed_cosine_low_at"] == row["binomial"] == ""
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("half", None),
+        ("peak", 100),
+        ("rise_at", ""),
+        ("peak_at", ""),
+        ("embed_cosine_low_at", ""),
+        ("binomial", ""),
+    ],
+)
+def test_the_row_of_a_run_that_does_not_generalise(name, value):
+    assert row_of(CURVES[:2])[name] == value
 
 
-def test_where_a_column_is_lowest_if_it_is_there():
-    row = peaks.row_of(made(CURVES))
-    found = [row[f"embed_cosine_{place}"] for place in ("first", "low", "last")]
-    assert found == [0.5, 0.3, 0.7]
-    assert (row["embed_cosine_low_step"], row["embed_cosine_low_at"]) == (200, 0.5)
-    assert {row[name] for name in row if name.startswith("zeros_")} == {""}
+@pytest.mark.parametrize("name", ["first", "low", "last", "low_step", "low_at"])
+def test_a_column_that_is_not_there_is_lowest_nowhere(name):
+    assert row_of(CURVES)[f"zeros_{name}"] == ""
 
 
 def test_a_row_for_each_run_of_a_folder(tmp_path):

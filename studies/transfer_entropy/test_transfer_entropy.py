@@ -1,6 +1,8 @@
 """Properties of transfer entropy, on series of which it is known."""
 
+import contextlib
 import csv
+import io
 import math
 
 import grok
@@ -11,17 +13,35 @@ import transfer_entropy as te
 TINY = dict(op="x_plus_y", p=11, layers=1, width=16, heads=2, steps=5, threads=1)
 
 
-@pytest.mark.parametrize("lag, errors", [(1, 0.0), (1, 0.1), (3, 0.2)])
-def test_a_noisy_copy_of_a_coin_has_the_capacity_of_the_channel(lag, errors):
-    """ln 2 - H(errors) nats from source to target, 0 the other way and at another lag."""
+def noisy_copy(lag, errors):
+    """A coin, and what it was some evaluations ago, with errors."""
     random = np.random.default_rng(0)
     s = random.integers(2, size=(4, 5000))
     t = np.roll(s, lag, 1) ^ (random.random(s.shape) < errors)
     t[:, :lag] = 0
+    return s, t
+
+
+CHANNELS = pytest.mark.parametrize("lag, errors", [(1, 0.0), (1, 0.1), (3, 0.2)])
+
+
+@CHANNELS
+def test_a_noisy_copy_of_a_coin_has_the_capacity_of_the_channel(lag, errors):
+    """ln 2 - H(errors) nats."""
     capacity = math.log(2) + sum(q * math.log(q) for q in (errors, 1 - errors) if q)
-    assert te.transfer_entropy(s, t, lag) == pytest.approx(capacity, abs=0.01)
+    measured = te.transfer_entropy(*noisy_copy(lag, errors), lag)
+    assert measured == pytest.approx(capacity, abs=0.01)
+
+
+@CHANNELS
+def test_of_a_noisy_copy_nothing_is_transferred_back(lag, errors):
+    s, t = noisy_copy(lag, errors)
     assert te.transfer_entropy(t, s, lag) < 0.001
-    assert te.transfer_entropy(s, t, lag + 1) < 0.001
+
+
+@CHANNELS
+def test_of_a_noisy_copy_nothing_is_transferred_at_another_lag(lag, errors):
+    assert te.transfer_entropy(*noisy_copy(lag, errors), lag + 1) < 0.001
 
 
 def test_of_a_copy_without_delay_nothing_is_transferred():
@@ -64,8 +84,10 @@ def rows_of(capsys):
     return list(csv.DictReader(capsys.readouterr().out.splitlines()))
 
 
-def test_the_window_is_where_one_follows_the_other(tmp_path, capsys):
-    """val follows train in updates 210 to 400 alone. Those before 10 are no multiple of 10."""
+@pytest.fixture(scope="module")
+def follower(tmp_path_factory):
+    """The row of runs in which val follows train in updates 210 to 400 alone. Those before 10 are
+    no multiple of 10."""
     random, curves = np.random.default_rng(2), []
     inside = (np.arange(61) > 20) & (np.arange(61) <= 40)
     for _ in range(15):
@@ -73,14 +95,33 @@ def test_the_window_is_where_one_follows_the_other(tmp_path, capsys):
         follows = np.where(inside, np.roll(coin, 1), other)
         rows = {step: (0.5, 0.5) for step in (1, 2, 5)}
         curves.append(rows | {10 * i: (coin[i], follows[i]) for i in range(1, 61)})
-    made(tmp_path, curves)
-    assert te.main([str(tmp_path), "--window", "20"]) == 0
-    (row,) = rows_of(capsys)
-    assert 0.02 < float(row["transfer"]) < 0.2
-    assert max(float(row[name]) for name in ("control", "back", "back_control")) < 0.01
-    assert int(row["most_from"]) == pytest.approx(210, abs=10)
-    assert int(row["most_to"]) == int(row["most_from"]) + 190
-    assert float(row["most_excess"]) > 0.6
+    folder = tmp_path_factory.mktemp("follower")
+    made(folder, curves)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert te.main([str(folder), "--window", "20"]) == 0
+    (row,) = csv.DictReader(out.getvalue().splitlines())
+    return row
+
+
+def test_what_follows_in_a_window_shows_over_the_whole(follower):
+    assert 0.02 < float(follower["transfer"]) < 0.2
+
+
+@pytest.mark.parametrize("name", ["control", "back", "back_control"])
+def test_what_does_not_follow_does_not_show(name, follower):
+    assert float(follower[name]) < 0.01
+
+
+def test_the_window_is_where_one_follows_the_other(follower):
+    assert int(follower["most_from"]) == pytest.approx(210, abs=10)
+
+
+def test_the_window_is_as_long_as_was_asked_for(follower):
+    assert int(follower["most_to"]) - int(follower["most_from"]) == 190
+
+
+def test_the_excess_of_the_window_is_nearly_that_of_a_copy(follower):
+    assert 0.6 < float(follower["most_excess"]) < math.log(2)
 
 
 @pytest.mark.parametrize("lag, nats", [(1, 0), (2, math.log(4))])

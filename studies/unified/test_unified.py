@@ -51,6 +51,10 @@ def test_the_table_of_a_folder(folder, capsys):
         ["width", width, "fraction", frac, "neither", "never", "/", "never", "n", "=", n]
         for width, frac, n in (("8", "0.5", "1"), ("16", "0.4", "2"), ("16", "0.6", "1"))
     ]
+
+
+def test_the_picture_of_a_folder(folder):
+    courses.main(folder)
     assert (folder / "unified.png").stat().st_size > 5000
 
 
