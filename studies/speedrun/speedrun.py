@@ -97,7 +97,7 @@ def row_of(file, folder, turns):
         name=Path(folder).name,
         seeds=len(seeds),
         updates=median,
-        first=min(u or 0 for u in updates),
+        first=min(updates) if median else None,
         last=max(updates) if median else None,
         lowest=min(lows) if whole else None,
         mflop=round(flops / 1e6),
