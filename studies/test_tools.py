@@ -26,6 +26,7 @@ import speedups
 import tables
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 STUDIES = Path(__file__).parent
@@ -1020,6 +1021,11 @@ def test_a_page_keeps_to_its_length(room):
 
 def test_the_index_keeps_to_its_length():
     assert len(INDEX.read_text()) <= 12_000
+
+
+def test_the_picture_of_speed_ups_is_drawn_from_the_index_as_it_is():
+    with Image.open(STUDIES / "speedups.png") as picture:
+        assert picture.text["Description"] == str(speedups.factors(INDEX.read_text()))
 
 
 ROWS = [line for line in INDEX.read_text().splitlines() if re.match(r"\| \[", line)]
