@@ -635,7 +635,7 @@ def test_the_length_of_a_file(tmp_path):
 LEFT = """
 | work | claimed | in theirs | matched | the control |
 |---|---|---|---|---|
-| One | 43.8 | more than 2.4: never | <!-- a.csv: b: c -->0.96 (0.80–1.67)<!-- -->, n = 5 | L2 |
+| [One](one) | 43.8 | more than 2.4: never | 0.96 (0.80–1.67), n = 5 | L2 |
 | Two | – no number | 5, in time | – none of 2 | decay |
 
 | other | table |
