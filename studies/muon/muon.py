@@ -28,8 +28,7 @@ class Config(grok.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        muon = self.muon_lr and self.matrices == "muon"
-        if muon and self.decay_to == "init":
+        if self.muon_lr and self.matrices == "muon" and self.decay_to == "init":
             raise grok.UsageError("--decay-to init: Muon's decay is to the origin")
 
 
