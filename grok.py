@@ -180,7 +180,12 @@ class Config:
     steps: int = setting(100_000, "updates at most", "[1, inf)", fixed=False)
     until: float = setting(0.99, "validation accuracy to stop at; 0 = none", "[0, 1]", fixed=False)
     expect: float = setting(0.0, "status 1 if missed; raises --until", "[0, 1]", fixed=False)
-    device: str = setting("auto", "where to", ("auto", "cpu", "cuda", "mps"), fixed=False)
+    device: str = setting(
+        "auto",
+        "cpu, cuda, mps; auto: cuda if it is there",
+        ("auto", "cpu", "cuda", "mps"),
+        fixed=False,
+    )
     threads: int = setting(0, "CPU threads; 0 = PyTorch's choice", "[0, 1024]", fixed=False)
 
     def __post_init__(self) -> None:
@@ -1334,7 +1339,9 @@ def command(
     missed = [record for record in records.values() if record.best() < record.config.expect]
     if missed:
         expect = missed[0].config.expect
-        complain(f"--expect {expect}: missed in {len(missed)} runs; see {folder.parent}")
+        complain(
+            f"--expect {expect}: missed in {len(missed)} of {len(records)} runs; see {folder.parent}"
+        )
     return status or min(1, len(missed))
 
 
@@ -1364,7 +1371,8 @@ def asked_for(
             raise UsageError(f"{flag(f.name)}: takes one value")
     runs = {run_name(c, method): c for c in configs}
     if len(runs) < len(configs):
-        raise UsageError("some run is given twice")
+        several = [f"{flag(name)} {' '.join(v)}" for name, v in settings.items() if len(v) > 1]
+        raise UsageError(f"{' '.join(several)}: some run is given twice")
     pick_device(configs[0].device)  # or refuse it before anything is written
     out = Path(given["out"]) if "out" in given else None
     if method is not Run and not (out and any(out.glob("*/checkpoint.pt"))):
