@@ -1,14 +1,18 @@
 """The networks of the works reproduced here, as plain modules that give logits of equations.
 
     MLP                  EGD's, ⟂Grad's, lazy to rich's, the embedding rate's, and others'
+    SummedMLP            the lottery ticket's: two linear layers after the ReLU
     NormlessTransformer  Nanda et al.'s, Omnigrok's, Varma et al.'s: one layer, no LayerNorm
     GrokfastTransformer  Grokfast's and NeuralGrok's: pre-norm, GELU, biases, learned positions
 
 Shapes: B batch, n elements, D width, H heads.
 """
 
+import importlib
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import grok
 import torch
@@ -36,6 +40,16 @@ def last_weights(flag: str, folder: str, **settings: object) -> dict[str, Tensor
             f"{flag} {folder}: must hold one run with {wanted}; it holds {len(records)}"
         )
     return grok.read_checkpoint(records[0].folder)["state"]["model"]
+
+
+def study(file: Path) -> tuple[type[grok.Config], type[grok.Run]]:
+    """The Config and the Run of a study's file, or of grok.py: the last ones defined there."""
+    sys.path.insert(0, str(file.resolve().parent))
+    module = importlib.import_module(file.stem)
+    own = [v for v in vars(module).values() if getattr(v, "__module__", None) == file.stem]
+    classes = [v for v in own if isinstance(v, type)]
+    configs, runs = ([c for c in classes if issubclass(c, k)] for k in (grok.Config, grok.Run))
+    return configs[-1], runs[-1]
 
 
 class OneHot(nn.Module):
@@ -101,6 +115,21 @@ class MLP(nn.Module):
         for layer in self.rest:
             h = layer(self.activation(h))
         return h
+
+
+class SummedMLP(MLP):
+    """Summed embeddings of 500 numbers, 48 ReLU units, then two matrices with nothing in between.
+    Weights are N(0, 1 / fan-in); an embedding's fan-in is its one-hot code's."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n, [48], embed=500, summed=True, outputs=500, bias=False)
+        self.head = nn.Linear(500, n, bias=False)
+        for w in self.parameters():
+            fan_in = n if w is self.first.embed.weight else w.shape[1]
+            nn.init.normal_(w, std=1 / math.sqrt(fan_in))
+
+    def forward(self, *elements: Tensor) -> Tensor:
+        return self.head(super().forward(*elements))
 
 
 class NormlessTransformer(nn.Module):

@@ -861,6 +861,17 @@ def test_grokfast_s_transformer_has_the_authors_number_of_weights():
     assert round(count / 1000) == 423
 
 
+@pytest.mark.parametrize(
+    "path, names",
+    [("../grok.py", ["Config", "Run"]), ("unified/unified.py", ["Config", "Unified"])],
+)
+def test_a_study_is_found_in_its_file(path, names, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = models.study(STUDIES / path)
+    module = sys.modules[Path(path).stem]
+    assert list(found) == [getattr(module, name) for name in names]
+
+
 def test_a_setting_that_is_not_read_is_refused():
     models.refuse_unread(grok.Config(), "dropout", "layers")
     with pytest.raises(grok.UsageError, match="--dropout: has no effect here"):

@@ -15,12 +15,12 @@ under NVIDIA's MPS (nvidia-cuda-mps-control -d) their kernels run side by side.
 """
 
 import contextlib
-import importlib
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # grok.py
+sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
 import grok
+import models
 import torch
 
 EAGER = 3  # plain updates before a graph is taken, in which torch sets up what it keeps
@@ -87,21 +87,11 @@ def compare(method, config):
             )
 
 
-def find(path):
-    """The Config and the method of a study's file: the last ones defined there."""
-    sys.path.insert(0, str(path.resolve().parent))
-    module = importlib.import_module(path.stem)
-    own = [v for v in vars(module).values() if getattr(v, "__module__", None) == path.stem]
-    classes = [v for v in own if isinstance(v, type)]
-    configs = [c for c in classes if issubclass(c, grok.Config)]
-    return configs[-1], [c for c in classes if issubclass(c, grok.Run)][-1]
-
-
 def main(argv):
     if not argv or not Path(argv[0]).is_file():
         print("graphed.py: give grok.py or the file of a study, then its flags", file=sys.stderr)
         return 2
-    config, method = find(Path(argv[0]))
+    config, method = models.study(Path(argv[0]))
     usual = grok.rehearse
     grok.rehearse = compare  # of grok.main, which calls it before a new sweep
     try:

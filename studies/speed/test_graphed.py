@@ -5,6 +5,7 @@ from pathlib import Path
 
 import graphed
 import grok
+import models
 import pytest
 import torch
 
@@ -42,19 +43,9 @@ def test_without_a_gpu_it_is_the_plain_command(path, tmp_path, capsys):
     flags = [*TINY, "--device", "cpu", "--threads", "1", "--quiet", "--out"]
     file = STUDIES / path
     assert graphed.main([str(file), *flags, str(tmp_path / "graphed")]) == 0
-    config, method = graphed.find(file)
+    config, method = models.study(file)
     grok.main([*flags, str(tmp_path / "plain"), "--jobs", "1"], config, method)
     assert rows(tmp_path / "graphed") == rows(tmp_path / "plain")
-
-
-@pytest.mark.parametrize(
-    "path, names",
-    [("../grok.py", ["Config", "Run"]), ("unified/unified.py", ["Config", "Unified"])],
-)
-def test_it_finds_the_classes_of_a_file(path, names):
-    found = graphed.find(STUDIES / path)
-    module = sys.modules[Path(path).stem]
-    assert list(found) == [getattr(module, name) for name in names]
 
 
 @pytest.mark.parametrize("words", [[], ["nowhere.py"], ["--op", "x_plus_y"]])

@@ -19,27 +19,18 @@ and valid says whether all arrived, stayed above 0.97, and are 20 or more, each 
 import argparse
 import csv
 import datetime
-import importlib
 import statistics
 import sys
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # grok.py
+sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
 import grok
+import models
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 STAYS, AFTER, SEEDS = 0.97, 1000, 20
-
-
-def find(file):
-    """The Config and the method of a study's file: the last ones defined there."""
-    sys.path.insert(0, str(file.resolve().parent))
-    module = importlib.import_module(file.stem)
-    classes = [v for v in vars(module).values() if getattr(v, "__module__", None) == file.stem]
-    configs = [c for c in classes if isinstance(c, type) and issubclass(c, grok.Config)]
-    return configs[-1], [c for c in classes if isinstance(c, type) and issubclass(c, grok.Run)][-1]
 
 
 def lowest_after(record):
@@ -79,7 +70,7 @@ def by_turns(run, other, turns):
 
 def row_of(file, folder, turns):
     """The row of a folder. Raises UsageError."""
-    config, method = find(file)
+    config, method = models.study(file)
     records = grok.read(folder)
     kinds = {str(vars(r.config) | dict(seed=0)) for r in records}
     if len(kinds) != 1:

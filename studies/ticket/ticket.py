@@ -17,7 +17,6 @@ the answers, without biases; --pairs unordered keeps x + y with x < y, as their 
     python studies/ticket/ticket.py $THEIRS --steps 30000 --seed 0 1 --ticket runs/dense
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +45,6 @@ class Config(grok.Config):
             models.refuse_unread(self, *sizes)
 
 
-class SummedMLP(models.MLP):
-    """Theirs: after the 48 ReLU units come two matrices with nothing in between."""
-
-    def __init__(self, n):
-        super().__init__(n, (48,), embed=500, summed=True, outputs=500, bias=False)
-        self.head = nn.Linear(500, n, bias=False)
-
-    def forward(self, x, y):
-        return self.head(super().forward(x, y))
-
-
 class Ticket(grok.Run):
     saved = *grok.Run.saved, "masks"
 
@@ -75,10 +63,9 @@ class Ticket(grok.Run):
     def build_model(self):
         c = self.config
         if c.net == "theirs":
-            model = SummedMLP(c.elements)
-            for name, w in model.named_parameters():  # N(0, 1 / fan-in); an embedding's is one-hot
-                fan_in = len(w) if name.endswith("embed.weight") else w.shape[1]
-                nn.init.normal_(w, std=c.init_scale / math.sqrt(fan_in))
+            model = models.SummedMLP(c.elements)
+            for w in model.parameters():
+                w *= c.init_scale
         else:
             model = super().build_model()
         matrices = {name: w for name, w in model.named_parameters() if w.ndim == 2}
