@@ -169,7 +169,7 @@ class Config:
     weight_decay: float = setting(1.0, "decay per unit of lr, on every parameter", "[0, inf)")
     decay_to: str = setting(
         "origin",
-        "what decay pulls to; identity: LayerNorm's scales to 1, all else to 0",
+        "what decay pulls to; init: first values; identity: LayerNorm's scales 1, else 0",
         ("origin", "init", "identity"),
     )
     weight_noise: float = setting(0.0, "σ of noise on the weights in training", "[0, inf)")
