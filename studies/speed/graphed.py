@@ -5,13 +5,10 @@ hundreds of short kernels; started one by one from Python they leave the GPU idl
     python studies/speed/graphed.py studies/unified/unified.py --net theirs --op x_plus_y
 
 A graph repeats what it has seen: rows and random numbers are new at each update, the rest is as it
-was. So it is taken once the rate has stopped changing, and once more where that changes again; up
-to then, and without a GPU, updates are plain. A method that keeps something in Python from one
-update to the next, such as a filter that binds its tensors anew, would be frozen: before training a
-few updates are made with and without graphs, and a difference ends it.
-
-It trains one run at a time. For many, start the same command with the same --out several times;
-under NVIDIA's MPS (nvidia-cuda-mps-control -d) their kernels run side by side.
+was. So there is one for each rate; until it is taken, and without a GPU, updates are plain. A method
+that binds its tensors anew at each update would be frozen: before training a few updates are made
+with and without graphs, and a difference ends it. It trains one run at a time. For many, start the
+same command with the same --out several times, under NVIDIA's MPS (nvidia-cuda-mps-control -d).
 """
 
 import contextlib
@@ -23,7 +20,7 @@ import grok
 import models
 import torch
 
-EAGER = 3  # plain updates before a graph is taken, in which torch sets up what it keeps
+EAGER = 3  # plain updates before a graph is taken
 
 
 class Graphed:

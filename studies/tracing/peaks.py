@@ -3,10 +3,8 @@
     half             the first evaluated update with half of the validation equations right
     peak             the update with the largest dropout_var; peak_sd and peak_acc: its root and
                      dropout_acc there
-    rise_at          when dropout_var first is half of its peak, in units of the plateau: 0 is
-                     where training accuracy reaches 99 %, 1 is half. Empty for a run that does
-                     not come to half
-    peak_at          the peak in the same units
+    peak_at          the peak in units of the plateau: 0 is where training accuracy reaches 99 %,
+                     1 is half. Empty for a run that does not come to half
     binomial         dropout_var by a (1 - a) / 512, which it is if each of 512 equations is right
                      with probability a = dropout_acc: the median over evaluations with
                      0.1 < a < 0.9, empty if there are none
@@ -64,12 +62,10 @@ def lowest(log, name, start, half):
 def row_of(record):
     start, half = record.reached("train_acc"), record.reached(accuracy=0.5)
     peak = max(record.log, key=lambda row: row["dropout_var"])
-    rise = next(row["step"] for row in record.log if row["dropout_var"] >= peak["dropout_var"] / 2)
     return vars(record.config) | dict(
         train_99=start,
         half=half,
         peak=peak["step"],
-        rise_at=place(rise, start, half),
         peak_at=place(peak["step"], start, half),
         peak_sd=peak["dropout_var"] ** 0.5,
         peak_acc=peak["dropout_acc"],

@@ -146,7 +146,6 @@ def row_of(curves):
         ("peak", 300),
         ("peak_acc", 0.5),
         ("peak_sd", (0.8 * 0.25 / 512) ** 0.5),
-        ("rise_at", 0.75),  # at 250
         ("peak_at", 1.0),
         ("binomial", 0.8),
         ("embed_cosine_first", 0.5),
@@ -165,7 +164,6 @@ def test_where_the_measures_turn(name, value):
     [
         ("half", None),
         ("peak", 100),
-        ("rise_at", ""),
         ("peak_at", ""),
         ("embed_cosine_low_at", ""),
         ("binomial", ""),
