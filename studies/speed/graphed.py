@@ -5,10 +5,10 @@ hundreds of short kernels; started one by one from Python they leave the GPU idl
     python studies/speed/graphed.py studies/unified/unified.py --net theirs --op x_plus_y
 
 A graph repeats what it has seen: rows and random numbers are new at each update, the rest is as it
-was. So there is one for each rate; until it is taken, and without a GPU, updates are plain. A method
-that binds its tensors anew at each update would be frozen: before training a few updates are made
-with and without graphs, and a difference ends it. It trains one run at a time. For many, start the
-same command with the same --out several times, under NVIDIA's MPS (nvidia-cuda-mps-control -d).
+was. So there is one for each rate; until it is taken, and without a GPU, updates are plain. What
+binds its tensors anew at each update would be frozen: before training a few updates are made with
+and without graphs, and a difference ends it. It trains one run at a time. For many, start the same
+command with the same --out several times, under NVIDIA's MPS (nvidia-cuda-mps-control -d).
 """
 
 import contextlib
@@ -89,8 +89,7 @@ def main(argv):
         print("graphed.py: give grok.py or the file of a study, then its flags", file=sys.stderr)
         return 2
     config, method = models.study(Path(argv[0]))
-    usual = grok.rehearse
-    grok.rehearse = compare  # of grok.main, which calls it before a new sweep
+    usual, grok.rehearse = grok.rehearse, compare  # which grok.main calls before a new sweep
     try:
         return grok.main([*argv[1:], "--jobs", "1"], config=config, method=graphed(method))
     finally:
