@@ -122,19 +122,19 @@ def values(runs, column):
 # --- What is said of a group ----------------------------------------------------------------------
 
 
-def said(value):
+def said(value, digits=3):
     if value == math.inf:
         return "never"
     whole = value == int(value) or value >= 10
-    return f"{value:,.0f}" if whole else f"{value:.3f}"
+    return f"{value:,.0f}" if whole else f"{value:.{digits}f}"
 
 
-def spread(numbers):
+def spread(numbers, digits=3):
     """Median (least–greatest) as text."""
     if not numbers:
         return "–"
-    low, high = said(min(numbers)), said(max(numbers))
-    middle = said(statistics.median(numbers))
+    values = min(numbers), statistics.median(numbers), max(numbers)
+    low, middle, high = (said(value, digits) for value in values)
     if low == high:
         return middle
     to = " to " if low.startswith("-") else "–"
@@ -165,7 +165,7 @@ def ratio(group, runs, by, what):
     found = ratios(group, runs, by, column or "val_99", control)
     if not found:
         return "control never"
-    return spread(found) + f", n = {len(found)}" * (len(found) < len(group))
+    return spread(found, digits=2) + f", n = {len(found)}" * (len(found) < len(group))
 
 
 def correlation(group, what):
@@ -192,7 +192,7 @@ def cell(group, what, runs, by):
 def title(what):
     if "/" in what:
         column, _, control = what.partition("/")
-        return f"{title(column)} by that of {control}".strip()
+        return f"{title(column)} ÷ that of {control}".strip()
     return TITLES.get(what, what)
 
 

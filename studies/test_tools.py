@@ -578,24 +578,24 @@ def test_a_column_for_each_value(from_made):
 
 def test_a_ratio_is_taken_seed_by_seed(from_made):
     head, _, row = from_made("op=a speed lr?", "/speed=0")
-    assert head == ["speed", "lr", "by that of speed=0"]
-    assert row == ["10", "0.01", "0.350 (0.300–0.400)"]
+    assert head == ["speed", "lr", "÷ that of speed=0"]
+    assert row == ["10", "0.01", "0.35 (0.30–0.40)"]
 
 
 def test_a_control_may_differ_in_two_settings(from_made):
     *_, row = from_made("op=a speed=10 lr=0.01 op", "/speed=0,lr=0.1")
-    assert row == ["a", "0.350 (0.300–0.400)"]
+    assert row == ["a", "0.35 (0.30–0.40)"]
 
 
 def test_a_ratio_of_another_column(from_made):
     head, _, row = from_made("op=a lr=0.1 speed", "val_95/speed=0")
-    assert head == ["speed", "95 % of validation by that of speed=0"]
-    assert row == ["10", "0.562 (0.500–0.625)"]
+    assert head == ["speed", "95 % of validation ÷ that of speed=0"]
+    assert row == ["10", "0.56 (0.50–0.62)"]
 
 
 def test_a_ratio_leaves_out_seeds_whose_control_never_arrives(from_made):
     *_, row = from_made("op=c speed=9 op", "/speed=0")
-    assert row == ["c", "0.500, n = 1"]
+    assert row == ["c", "0.50, n = 1"]
 
 
 def test_a_control_that_never_arrives(from_made):
