@@ -1339,9 +1339,8 @@ def command(
     missed = [record for record in records.values() if record.best() < record.config.expect]
     if missed:
         expect = missed[0].config.expect
-        complain(
-            f"--expect {expect}: missed in {len(missed)} of {len(records)} runs; see {folder.parent}"
-        )
+        count = f"{len(missed)} of {len(records)} runs"
+        complain(f"--expect {expect}: missed in {count}; see {folder.parent}")
     return status or min(1, len(missed))
 
 
