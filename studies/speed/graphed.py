@@ -20,7 +20,7 @@ import grok
 import models
 import torch
 
-EAGER = 3  # plain updates before a graph is taken
+EAGER = 3  # plain updates before a graph is taken, in which torch sets up what it keeps
 
 
 class Graphed:
