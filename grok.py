@@ -1149,10 +1149,11 @@ class Sweep:
         return max(status.values())
 
     def employ(self) -> None:
-        """Has workers go through the runs. What they leave, this process meets again."""
+        """Has workers go through what is not finished. What they leave, this process meets again."""
+        left = {folder: c for folder, c in self.runs.items() if not self.ended(folder)}
         context = multiprocessing.get_context("spawn")  # forks of torch's threads would hang
-        task = dict(target=work, args=(self.runs, self.method), daemon=True)
-        workers = [context.Process(**task) for _ in range(self.jobs)]
+        task = dict(target=work, args=(left, self.method), daemon=True)
+        workers = [context.Process(**task) for _ in range(min(self.jobs, len(left)))]
         try:
             with no_ctrl_c():
                 for worker in workers:
@@ -1194,6 +1195,12 @@ class Sweep:
         if record.finished():
             self.records[folder] = record
         return record
+
+    def ended(self, folder: Path) -> bool:
+        """Whether a run is known to be finished; what is damaged `take` will say."""
+        with contextlib.suppress(UsageError):
+            return self.read(folder).finished()
+        return False
 
     def look(self) -> None:
         """Says what is new, at most once a second: on a terminal in one live line, elsewhere in a

@@ -3555,6 +3555,13 @@ def test_a_sweep_is_finished_though_a_worker_is_killed(tmp_path):
     assert tables(tmp_path / "two") == tables(tmp_path / "one")
 
 
+def test_finished_runs_need_no_workers(tmp_path, monkeypatch):
+    assert call(out=tmp_path, seed=[0, 1]) == 0
+    kind = multiprocessing.get_context("spawn").Process
+    monkeypatch.setattr(kind, "start", lambda process: pytest.fail("a worker was started"))
+    assert grok.main(["--resume", str(tmp_path), "--jobs", "2", "--quiet"]) == 0
+
+
 def local_method():
     class Local(PlainSGD):
         pass

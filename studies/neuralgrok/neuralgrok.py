@@ -29,6 +29,7 @@ from torch import nn
 
 for name in ("x_plus_y", "x_minus_y", "x_mul_y"):
     grok.OPS[f"{name}_from_1"] = grok.OPS[name]._replace(y_from=1)
+grok.OPS["x2_minus_y_from_1"] = grok.Op("x² - y mod p", lambda x, y, p: (x**2 - y) % p, y_from=1)
 LOOK_AHEAD = 1e-3  # step along the weighted gradients at whose end the amplifier is judged
 
 
