@@ -1149,7 +1149,7 @@ class Sweep:
         return max(status.values())
 
     def employ(self) -> None:
-        """Has workers go through what is not finished. What they leave, this process meets again."""
+        """Has workers go through what is not finished. What they leave, this process finds."""
         left = {folder: c for folder, c in self.runs.items() if not self.ended(folder)}
         context = multiprocessing.get_context("spawn")  # forks of torch's threads would hang
         task = dict(target=work, args=(left, self.method), daemon=True)
