@@ -6,6 +6,7 @@ A cell begins with the factor, of which a range is drawn; "more than" before it 
 cell that begins otherwise has no dot. It writes studies/speedups.png.
 """
 
+import itertools
 import re
 from pathlib import Path
 
@@ -21,13 +22,9 @@ def factors(text):
     columns' names, of the table in a page."""
     lines = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text).splitlines()
     start = next(i for i, line in enumerate(lines) if re.match(r"\| work \| claimed", line))
-    head, _, *rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in lines[start:]
-        if line.startswith("|")
-    ]
-    length = next((i for i, row in enumerate(rows) if len(row) != len(head)), len(rows))
-    found = {row[0]: [factor(cell) for cell in row[1:4]] for row in rows[:length]}
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    found = {row[0]: [factor(cell) for cell in row[1:4]] for row in rows}
     return found, head[1:4]
 
 

@@ -638,9 +638,9 @@ LEFT = """
 | [One](one) | 43.8 | more than 2.4: never | 0.96 (0.80–1.67), n = 5 | L2 |
 | Two | – no number | 5, in time | – none of 2 | decay |
 
-| other | table |
-|---|---|
-| 1 | 2 |
+| other | table | as | wide | as it |
+|---|---|---|---|---|
+| 1 | 2 | 3 | 4 | 5 |
 """
 
 
