@@ -256,16 +256,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def number(kind: type, text: str, interval: str) -> int | float | None:
+def parse_number(kind: type, text: str, interval: str) -> int | float | None:
     """A text as an int or a float, or None if it is none, or not in the interval."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     try:
-        value = kind(text if text.isdecimal() else float(text))
-        inside = low <= value <= high and (text.isdecimal() or value == float(text))
+        exact = int(text) if kind is int and text.isdecimal() else float(text)
+        value = kind(exact)
     except (ValueError, OverflowError):
         return None
-    open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    return value if inside and not open_end else None
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    return value if value == exact and above and below else None
 
 
 def checked(f: Field, given: object) -> object:
@@ -274,6 +275,7 @@ def checked(f: Field, given: object) -> object:
         raise UsageError(f"{flag(f.name)}: a setting is made by grok.setting")
     allowed, text = f.metadata["allowed"], str(given)
     kind = float if f.type in (float, "float") else type(f.default)
+    interval = allowed or "(-inf, inf)"
     if kind is str:
         value = text if not allowed or text in allowed else None
         wanted = f"one of {', '.join(allowed or ())}"
@@ -281,12 +283,12 @@ def checked(f: Field, given: object) -> object:
         value = dict(true=True, false=False).get(text.lower())
         wanted = "true or false"
     elif kind is tuple:
-        parts = [number(int, part, allowed) for part in re.findall(r"[^()\[\], ]+", text)]
+        parts = [parse_number(int, part, interval) for part in re.findall(r"[^()\[\], ]+", text)]
         value = None if None in parts else tuple(parts)
-        wanted = f"whole numbers in {allowed}, as in 64,64"
+        wanted = f"whole numbers in {interval}, as in 64,64"
     else:
-        value = number(kind, text, allowed or "(-inf, inf)")
-        wanted = f"a {'whole ' * (kind is int)}number in {allowed}"
+        value = parse_number(kind, text, interval)
+        wanted = f"a {'whole ' * (kind is int)}number in {interval}"
     if value is None:
         raise UsageError(f"{flag(f.name)} {text[:60]}: must be {wanted}")
     return value
@@ -338,8 +340,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        """h (B, Tq, D) to the same: the last Tq positions of those in the context (B, Tk, 2 D), the
-        keys and values that they may attend to; without it, the keys and values of h."""
+        """h (B, Tq, D) to the same shape. The context (B, Tk, 2 D) has the keys and values of all
+        positions so far, of which those of h are the last Tq; by default it is made of h alone."""
         if context is None:
             context = self.key_value(h)
         keys, values = context.chunk(2, dim=2)
@@ -397,10 +399,10 @@ class CachedTransformer(Transformer):
         elements = torch.arange(self.n, device=x.device)
         past = self.pair(elements, self.n) + self.positions[:2]  # (n, 2, D), x ∘ for each x
         here = self.pair(elements, self.n + 1) + self.positions[2:]  # (n, 2, D), y = for each y
-        h = gather(here, y)  # (B, 2, D)
+        h = lookup(here, y)  # (B, 2, D)
         for i, block in enumerate(self.blocks):
-            own = gather(block.key_value(here), y) if i == 0 else block.key_value(h)
-            context = torch.cat([gather(block.key_value(past), x), own], dim=1)  # (B, 4, 2 D)
+            own = lookup(block.key_value(here), y) if i == 0 else block.key_value(h)
+            context = torch.cat([lookup(block.key_value(past), x), own], dim=1)  # (B, 4, 2 D)
             last = i == len(self.blocks) - 1
             past = None if last else block(past)
             h = block(h[:, 1:] if last else h, context)
@@ -418,7 +420,7 @@ class CachedTransformer(Transformer):
         )
 
 
-def gather(table: Tensor, index: Tensor) -> Tensor:
+def lookup(table: Tensor, index: Tensor) -> Tensor:
     """table[index], (B, …). The backward of F.embedding is deterministic on a CPU, and faster."""
     return F.embedding(index, table.flatten(1)).unflatten(1, table.shape[1:])
 
@@ -514,6 +516,7 @@ class Run(Record):
         return model
 
     def build_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW of all weights, which are on their device by then."""
         c, weights = self.config, list(self.model.parameters())
         options = dict(
             lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True
@@ -529,6 +532,7 @@ class Run(Record):
         return AnchoredAdamW(weights, anchors, **options)
 
     def build_schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        """The learning rate's, which goes on after each update: linear warm-up."""
         warmup = max(1, self.config.warmup)
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: min(1, (t + 1) / warmup))
 
@@ -604,18 +608,21 @@ class Run(Record):
     def measure(self, model: nn.Module) -> dict[str, Tensor]:
         """The columns of an evaluation, scalars: loss and accuracy of the model on all training and
         on all validation rows, and the norm of all its weights."""
-        loss, hit = [], []
+        losses, hits = [], []
         size = 2**11 if self.device.type == "cpu" else 2**17  # of a piece: what fits the caches
         pieces = [t.split(size) for t in (*self.inputs, self.labels)]
         for *inputs, labels in zip(*pieces, strict=True):
             logits = model(*inputs)
-            loss.append(F.cross_entropy(logits, labels, reduction="none"))
-            hit.append((logits.argmax(1) == labels).float())
-        loss, hit, columns = torch.cat(loss), torch.cat(hit), {}
-        for name, rows in ("train", self.train_rows), ("val", self.val_rows):
-            columns[f"{name}_loss"] = loss[rows].mean()
-            columns[f"{name}_acc"] = hit[rows].mean()
-        return columns | {"weight_norm": nn.utils.get_total_norm(model.parameters())}
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            hits.append((logits.argmax(1) == labels).float())
+        loss, hit = torch.cat(losses), torch.cat(hits)
+        return dict(
+            train_loss=loss[self.train_rows].mean(),
+            train_acc=hit[self.train_rows].mean(),
+            val_loss=loss[self.val_rows].mean(),
+            val_acc=hit[self.val_rows].mean(),
+            weight_norm=nn.utils.get_total_norm(model.parameters()),
+        )
 
     def evaluate(self) -> None:
         """Adds a row to the log, and leaves no trace in the model. A run whose loss or weights are
@@ -635,16 +642,20 @@ class Run(Record):
     def state_dict(self) -> dict[str, object]:
         """What `saved` names: modules, optimisers and the like by their state_dict."""
         parts = {name: getattr(self, name) for name in self.saved}
-        return {n: p.state_dict() if hasattr(p, "load_state_dict") else p for n, p in parts.items()}
+        return {
+            name: part.state_dict() if hasattr(part, "load_state_dict") else part
+            for name, part in parts.items()
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        if odd := state.keys() ^ set(self.saved):
+        if odd := sorted(state.keys() ^ set(self.saved)):
             raise UsageError(f"{', '.join(odd)}: is in `saved` or in the checkpoint, not in both")
-        for name, part in state.items():
-            if hasattr(getattr(self, name), "load_state_dict"):
-                getattr(self, name).load_state_dict(part)
+        for name, value in state.items():
+            part = getattr(self, name)
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
             else:
-                setattr(self, name, part)
+                setattr(self, name, value)
 
 
 @contextlib.contextmanager
@@ -736,7 +747,7 @@ def usual_torch(config: Config) -> Iterator[None]:
     ):
         dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
         mode = torch.get_deterministic_debug_mode()
-        if device.type == "cuda":  # where gather's gradient of more than 3,072 rows else varies
+        if device.type == "cuda":  # where lookup's gradient of more than 3,072 rows else varies
             torch.set_deterministic_debug_mode("warn")
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(config.threads or threads)
@@ -751,9 +762,9 @@ def usual_torch(config: Config) -> Iterator[None]:
 
 
 def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
-    """Trains a few updates whole, and cut by a checkpoint, with an evaluation there. Raises
-    UsageError if the weights then differ by a bit: something that `saved` does not name, or that
-    is not in its state_dict, had a part in an update."""
+    """Trains twice as many updates, once straight on and once restored half way from a checkpoint,
+    after an evaluation. Raises UsageError if the weights then differ by a bit: something that
+    `saved` does not name, or that is not in its state_dict, had a part in an update."""
     with usual_torch(config):
         whole, resumed = method(config), method(config)
         for _ in range(updates):
@@ -796,9 +807,9 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
     """Writes the config.json of a run, once. Raises UsageError if that of another is there."""
     mine, settings = identity(config, method), asdict(config) | config.fixed()
     if (folder / "config.json").exists():
-        about = read_about(folder)
-        there = expected(about).items()
-        compare(folder, {k: v for k, v in there if k in mine or k not in settings}, mine)
+        there = expected(read_about(folder)).items()
+        free = settings.keys() - mine.keys()
+        compare(folder, {name: value for name, value in there if name not in free}, mine)
         return
     about = dict(
         settings=settings,
@@ -823,7 +834,7 @@ def identity(config: Config, method: type[Run]) -> dict[str, object]:
 
 @functools.cache
 def checksum(name: str, op: Op, p: int) -> int:
-    """Of the table of an operation: what has the same name may be another `op`."""
+    """Of an operation's table. `op` is for the cache: its name may be given to another."""
     return zlib.crc32(equations(name, p)[2].tobytes())
 
 
@@ -844,6 +855,8 @@ class Files:
         self.stateful = stateful(run)
         if has_checkpoint(self.folder):
             restore(run, read_checkpoint(self.folder, run.device))
+            if run.log and run.step < run.config.steps and not run.due(run.log[-1]["step"]):
+                run.log.pop()  # of a last update that is not the last any more
         else:
             self.save()
         self.rewrite()
@@ -859,13 +872,13 @@ class Files:
             self.save()
 
     def close(self) -> None:
-        self.rewrite()
+        self.rewrite()  # whatever has befallen it meanwhile
         self.save()
 
     def rewrite(self) -> None:
         if self.run.log:
             write(self.folder / "metrics.csv", csv_text(self.run, self.run.log).encode())
-        else:  # of rows that come again
+        else:  # its rows are later than the checkpoint, and come again
             (self.folder / "metrics.csv").unlink(missing_ok=True)
 
     def save(self) -> None:
@@ -883,20 +896,20 @@ def stateful(run: Run) -> list[str]:
 
 
 def csv_text(run: Run, rows: list[dict[str, float]]) -> str:
-    """Evaluations as CSV, each with the run's settings; titles before the first of the run."""
-    text = io.StringIO()
-    for row in rows:
-        cells = dict(**row, **run.config.fixed())  # a TypeError where a column hides another
-        writer = csv.DictWriter(text, cells, lineterminator="\n")
-        if row is run.log[0]:
-            writer.writeheader()
-        writer.writerow(cells)
+    """Evaluations as CSV, each with the run's settings; a header if the first is the run's."""
+    settings, text = run.config.fixed(), io.StringIO()
+    cells = [dict(**row, **settings) for row in rows]  # a TypeError where a column hides another
+    writer = csv.DictWriter(text, cells[0], lineterminator="\n")
+    if rows[0] is run.log[0]:
+        writer.writeheader()
+    writer.writerows(cells)
     return text.getvalue()
 
 
 def pack(run: Run) -> bytes:
     """A checkpoint. Raises UsageError if torch would not read it back."""
     state, file = run.state_dict(), io.BytesIO()
+    progress = dict(step=run.step, seconds=run.seconds, diverged=run.diverged, log=run.log)
     if lost := [name for name, part in state.items() if not survives(part)]:
         raise UsageError(
             f"{type(run).__name__}: what `saved` names must be tensors, numbers, texts, lists or "
@@ -904,9 +917,7 @@ def pack(run: Run) -> bytes:
         )
     saved = dict(
         identity=identity(run.config, type(run)),
-        progress=dict(step=run.step, seconds=run.seconds, diverged=run.diverged),
-        columns=list(run.log[0]) if run.log else [],
-        rows=torch.tensor([list(row.values()) for row in run.log], dtype=torch.float64),
+        progress=json.dumps(progress),  # read faster than tensors, and MPS has no float64
         state=state,
     )
     torch.save(saved, file)
@@ -927,9 +938,8 @@ def survives(part: object) -> bool:
 def restore(run: Run, saved: dict[str, object]) -> None:
     """Brings a run to where a checkpoint is. Raises UsageError if that is another run's."""
     compare(run.folder, saved["identity"], identity(run.config, type(run)))
-    run.step, run.seconds, run.diverged, run.log = saved["progress"].values()
-    if run.log and run.step < run.config.steps and not run.due(run.log[-1]["step"]):
-        run.log.pop()  # of a last update that is not the last any more
+    for name, value in saved["progress"].items():
+        setattr(run, name, value)
     run.load_state_dict(saved["state"])
 
 
@@ -942,13 +952,11 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 
 def unpacked(data: bytes, device: torch.device | str) -> dict[str, object]:
-    """What `pack` has packed, with the evaluations as a log again."""
+    """What `pack` has packed."""
     if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch ignores the checksums
         raise ValueError(f"checksum of {damaged}")
     saved = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
-    rows = [dict(zip(saved["columns"], row, strict=True)) for row in saved["rows"].tolist()]
-    saved["progress"]["log"] = [row | dict(step=int(row["step"])) for row in rows]
-    return saved
+    return saved | dict(progress=json.loads(saved["progress"]))
 
 
 def read_about(folder: Path) -> dict[str, object]:
@@ -964,8 +972,9 @@ def read_about(folder: Path) -> dict[str, object]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run has one. Raises UsageError if it has been lost."""
+    measured = (folder / "metrics.csv").exists()  # asked first, as it is written after the other
     there = (folder / "checkpoint.pt").exists()
-    if not there and (folder / "metrics.csv").exists():
+    if measured and not there:
         raise UsageError(f"{folder}: has metrics.csv but no checkpoint.pt; put that back")
     return there
 
@@ -1071,8 +1080,8 @@ def say(text: str, live: bool = False) -> None:
         text = text[: shutil.get_terminal_size().columns - 1]
     try:
         print("\r\x1b[K" * on_terminal() + text, end="" if live else "\n", flush=True)
-    except ValueError:
-        pass  # it is closed
+    except (AttributeError, ValueError):
+        pass  # it cannot be flushed, or is closed
     except OSError:  # its reader is gone, or the disk is full: empty its buffer elsewhere
         with contextlib.suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -1081,7 +1090,7 @@ def say(text: str, live: bool = False) -> None:
 def complain(problem: object) -> None:
     """Prints on standard error, which nobody may read, either."""
     say("", live=True)  # clears the live line
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         print(f"grok.py: {problem}", file=sys.stderr, flush=True)
 
 
@@ -1226,7 +1235,8 @@ class Sweep:
 
 def work(runs: dict[Path, Config], method: type[Run]) -> None:
     """Goes through runs once, in a process of its own, and trains what is neither finished nor in
-    other hands. Errors are left to the process that has started it, with which it ends."""
+    other hands. Errors are left to the parent process, which tries again and says them; a worker
+    ends when its parent does."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(130)), daemon=True).start()
     for folder, config in runs.items():
@@ -1302,11 +1312,13 @@ def main(
         return 2
     except KeyboardInterrupt:
         again = ["--resume", given.get("resume", given.get("out", ""))]
-        for f in fields(config):
-            if f.name in given and not f.metadata["fixed"]:
-                again += [flag(f.name), given[f.name][0]]
+        for name in changeable(config):
+            if name in given:
+                again += [flag(name), given[name][0]]
         launcher = ["uv", "run"] if "UV_RUN_RECURSION_DEPTH" in os.environ else [sys.executable]
-        line = f"main({again})" if argv else shlex.join([*launcher, sys.argv[0], *again])
+        line = (
+            f"main({again})" if argv is not None else shlex.join([*launcher, sys.argv[0], *again])
+        )
         begun = again[1] and Path(again[1]).exists()
         complain(f"stopped; go on with: {line}" if begun else "stopped before the first run")
         return 130
@@ -1321,16 +1333,15 @@ def command(
     """Does what the flags say; returns the exit status."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, starting
         raise UsageError("workers import this program: call main under if __name__ == '__main__':")
-    jobs = given.get("jobs", torch.get_num_threads())
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs}: must be a whole number in [1, inf)")
+    if given.get("jobs", 1) < 1:
+        raise UsageError(f"--jobs {given['jobs']}: must be a whole number in [1, inf)")
     runs = (resumed if "resume" in given else asked_for)(given, config, method)
+    out = given.get("resume", given.get("out"))
     device = pick_device(next(iter(runs.values())).device)
-    if not (importable(config) and importable(method)) or (
-        device.type != "cpu" and "jobs" not in given
-    ):
+    usual = torch.get_num_threads() if device.type == "cpu" else 1
+    jobs = min(given.get("jobs", usual), len(runs))
+    if not (importable(config) and importable(method)):
         jobs = 1
-    jobs = min(jobs, len(runs))
     if jobs > 1:
         runs = {folder: replace(c, threads=c.threads or 1) for folder, c in runs.items()}
     for folder, c in runs.items():  # all of them first, so that --resume knows the whole sweep
@@ -1342,12 +1353,12 @@ def command(
     records = {folder: sweep.records[folder] for folder in runs if folder in sweep.records}
     if records and not sweep.quiet:
         summary([sweep.names[folder] for folder in records], list(records.values()))
-        say(given.get("resume", given.get("out")))
+        say(out)
     missed = [record for record in records.values() if record.best() < record.config.expect]
     if missed:
         expect = missed[0].config.expect
         count = f"{len(missed)} of {len(records)} runs"
-        complain(f"--expect {expect}: missed in {count}; see {folder.parent}")
+        complain(f"--expect {expect}: missed in {count}; see {out}")
     return status or min(1, len(missed))
 
 
@@ -1372,9 +1383,9 @@ def asked_for(
     configs = config.grid(**(FAST if given.get("recipe") == "fast" else {}) | settings)
     if "p" in settings and all(OPS[c.op].n for c in configs):
         raise UsageError(f"--p {' '.join(settings['p'])}: {configs[0].op} has no modulus")
-    for f in fields(config):
-        if not f.metadata["fixed"] and len(settings.get(f.name, [])) > 1:
-            raise UsageError(f"{flag(f.name)}: takes one value")
+    for name in changeable(config):
+        if len(settings.get(name, [])) > 1:
+            raise UsageError(f"{flag(name)}: takes one value")
     runs = {run_name(c, method): c for c in configs}
     if len(runs) < len(configs):
         several = [f"{flag(name)} {' '.join(v)}" for name, v in settings.items() if len(v) > 1]
@@ -1388,9 +1399,8 @@ def asked_for(
             except OSError as error:  # of the study, so no mistake in the command
                 raise RuntimeError(f"{method.__name__}: {error}") from error
     given["out"] = str(out or new_folder())
-    for f in fields(config):  # what --resume has to be given to go as far as this command
-        if not f.metadata["fixed"]:
-            given[f.name] = [str(getattr(configs[0], f.name))]
+    for name in changeable(config):  # what --resume has to be given to go as far as this command
+        given[name] = [str(getattr(configs[0], name))]
     return {Path(given["out"]) / name: c for name, c in runs.items()}
 
 
@@ -1398,7 +1408,7 @@ def resumed(
     given: dict[str, object], config: type[Config], method: type[Run]
 ) -> dict[Path, Config]:
     """The runs of a folder, with those settings that may change."""
-    free = [f.name for f in fields(config) if not f.metadata["fixed"]]
+    free = changeable(config)
     changes = {name: values[0] for name, values in given.items() if name in free}
     odd = [name for name in given if name not in (*free, "resume", "jobs", "quiet")]
     odd += [name for name in changes if len(given[name]) > 1]
@@ -1406,6 +1416,11 @@ def resumed(
         goes = ", ".join(map(flag, ["jobs", "quiet", *free]))
         raise UsageError(f"{flag(odd[0])}: --resume goes with single values of {goes}")
     return {f: read_config(f, config, method, **changes) for f in runs_in(given["resume"])}
+
+
+def changeable(config: type[Config]) -> list[str]:
+    """The settings that may change when a run is resumed."""
+    return [f.name for f in fields(config) if not f.metadata["fixed"]]
 
 
 def run_name(config: Config, method: type[Run]) -> str:

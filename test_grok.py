@@ -2588,6 +2588,14 @@ def test_a_checkpoint_is_read_by_torch_without_running_code(trained):
         assert same(saved["state"]["model"], weights(folder))
 
 
+def test_a_checkpoint_holds_no_float64_which_a_mac_s_gpu_has_not(trained):
+    for folder in trained.iterdir():
+        saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+        tensors = [t for t in torch.utils._pytree.tree_leaves(saved) if torch.is_tensor(t)]
+        assert tensors
+        assert all(t.dtype != torch.float64 for t in tensors)
+
+
 def test_the_metrics_of_all_runs_have_one_set_of_columns(tmp_path):
     several = dict(op=["x_plus_y", "s5_xy"], frac=[0.01, 0.1], weight_noise=0.01, layers=1)
     assert call(out=tmp_path, steps=5, **several) == 0
@@ -3254,6 +3262,15 @@ def test_a_loaded_run_goes_on_as_it_would_have(tmp_path):
     assert [row["val_loss"] for row in run.log] == [row["val_loss"] for row in whole.log]
 
 
+def test_a_loaded_run_has_all_rows_that_are_read(tmp_path):
+    with interrupted_after(12, grok.Run):
+        assert call(out=tmp_path, steps=60) == 130
+    assert resume(tmp_path, "--steps", 33) == 0
+    (run,) = grok.read(tmp_path)
+    assert run.log[-1]["step"] == 33
+    assert grok.load(run.folder).log == run.log
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_a_folder_of_a_gpu_is_loaded_and_resumed_without_one(sweep, capsys):
     folder = folder_of(sweep, 0)
@@ -3464,7 +3481,8 @@ def test_expect_is_judged_over_all_runs(tmp_path, capsys):
         assert resume(tmp_path, "--until", 0, "--expect", expect) == status
         error = capsys.readouterr().err
         assert error.count("\n") == 2 * status
-        assert error.count(f"--expect {expect}: missed in {missed} of 3 runs") == 2 * status
+        said = f"--expect {expect}: missed in {missed} of 3 runs; see {tmp_path}\n"
+        assert error.count(said) == 2 * status
 
 
 def test_the_runs_beside_a_damaged_one_are_trained(sweep, capsys):
@@ -3665,6 +3683,11 @@ def test_the_line_to_go_on_with_calls_main_if_that_was_called(tmp_path, capsys, 
     assert re.fullmatch(r"main\(\[.*\]\)", line)
     assert eval(f"grok.{line}") == 0
     assert [run.step for run in grok.read(tmp_path)] == [30, 30]
+
+
+def test_main_that_was_called_without_flags_is_to_be_called_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert stopped(capsys, monkeypatch, ["ipython"], []).startswith("main(['--resume', 'runs/")
 
 
 GIVEN = ["--out sweep", "--resume sweep", "--resume=sweep", "a new folder"]
@@ -3897,11 +3920,13 @@ def test_a_diverged_run_is_said_to_be_that_and_again_on_resume(tmp_path, capsys)
 
 
 class Bare:
-    """A standard output that can only write and flush."""
+    """A standard output that can only write."""
 
     def write(self, text):
         return len(text)
 
+
+class Flushed(Bare):
     def flush(self):
         pass
 
@@ -3919,7 +3944,8 @@ def unread():
 
 
 OUTPUTS = {
-    "write and flush": Bare,
+    "write": Bare,
+    "write and flush": Flushed,
     "none": lambda: None,
     "closed": closed,
     "full": lambda: os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"),
@@ -4266,6 +4292,15 @@ def test_a_number_without_limits_may_be_any():
     field = ("free", float, grok.setting(0.0, "any number"))
     kind = make_dataclass("Free", [field], bases=(Config,), frozen=True)
     assert kind(free="-1e9").free == -1e9
+
+
+@pytest.mark.parametrize("default", [0, 0.0, (64, 64)], ids=type)
+def test_what_has_no_limits_may_still_be_none_of_its_kind(default):
+    field = ("free", type(default), grok.setting(default, "any"))
+    kind = make_dataclass("Free", [field], bases=(Config,), frozen=True)
+    assert kind().free == default
+    with pytest.raises(grok.UsageError, match=r"--free abc: must be a?.*numbers? in \(-inf, inf\)"):
+        kind(free="abc")
 
 
 def test_several_values_of_what_is_not_fixed_are_refused_by_name(capsys):
