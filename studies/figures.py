@@ -17,7 +17,6 @@ import io
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import textwrap
@@ -66,6 +65,7 @@ def cell(name, text):
         return text
 
 
+@functools.cache
 def usual_settings():
     return grok.Config().fixed()
 
@@ -245,7 +245,10 @@ def curves(runs, columns=()):
     """Accuracy and loss, or these columns, over updates: each group of runs by its median over
     seeds and its range. Columns joined by commas share a panel."""
     title, groups = grouped(runs)
-    panels = {names: dict(zip(names.split(","), LINES, strict=False)) for names in columns}
+    panels = {
+        names: dict(zip(names.split(","), itertools.cycle(LINES), strict=False))
+        for names in columns
+    }
     title += "\nsolid: validation, dashed: training" * (not columns) + f"; n = {len(runs)}"
     panels = panels or PANELS
     figure, axes = canvas(title, groups, panels=len(panels))
@@ -449,11 +452,8 @@ def rows_of(runs):
 
 
 def write_file(path, data):
-    """Puts bytes at `path` as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    grok.write(path, data)
 
 
 def draw(runs, folder, columns=()):

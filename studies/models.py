@@ -5,6 +5,8 @@
     NormlessTransformer  Nanda et al.'s, Omnigrok's, Varma et al.'s: one layer, no LayerNorm
     GrokfastTransformer  Grokfast's and NeuralGrok's: pre-norm, GELU, biases, learned positions
 
+And what rooms share: refuse_unread, last_weights, study.
+
 Shapes: B batch, n elements, D width, H heads.
 """
 
@@ -43,12 +45,15 @@ def last_weights(flag: str, folder: str, **settings: object) -> dict[str, Tensor
 
 
 def study(file: Path) -> tuple[type[grok.Config], type[grok.Run]]:
-    """The Config and the Run of a study's file, or of grok.py: the last ones defined there."""
+    """The Config and the Run of a study's file, or of grok.py: the last ones defined there. Raises
+    UsageError."""
     sys.path.insert(0, str(file.resolve().parent))
     module = importlib.import_module(file.stem)
     own = [v for v in vars(module).values() if getattr(v, "__module__", None) == file.stem]
     classes = [v for v in own if isinstance(v, type)]
     configs, runs = ([c for c in classes if issubclass(c, k)] for k in (grok.Config, grok.Run))
+    if not configs or not runs:
+        raise grok.UsageError(f"{file}: has no Config and Run of a study")
     return configs[-1], runs[-1]
 
 
@@ -100,6 +105,8 @@ class MLP(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
+        if not hidden:
+            raise grok.UsageError("--hidden: must name a layer")
         self.activation = ACTIVATIONS[activation]
         if embed:
             self.first = Embedded(n, hidden[0], embed, tokens, summed, bias=bias)

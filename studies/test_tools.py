@@ -145,6 +145,12 @@ def test_columns_joined_by_a_comma_share_a_panel(three_seeds):
     assert len(drawn(norm)) == 1
 
 
+def test_each_of_many_columns_in_a_panel_is_drawn(three_seeds):
+    names = "train_acc,val_acc,weight_norm,train_loss,val_loss"
+    panel = figures.curves(figures.read_runs([three_seeds]), [names]).axes[0]
+    assert len(drawn(panel)) == 5
+
+
 def test_columns_are_drawn_instead_of_all_else(three_seeds):
     assert figures.main([str(three_seeds), "--columns", "val_acc", "weight_norm"]) == 0
     assert [file.name for file in three_seeds.glob("*.png")] == ["columns-x_div_y.png"]
@@ -870,6 +876,17 @@ def test_a_study_is_found_in_its_file(path, names, monkeypatch):
     found = models.study(STUDIES / path)
     module = sys.modules[Path(path).stem]
     assert list(found) == [getattr(module, name) for name in names]
+
+
+def test_a_file_without_a_study_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(grok.UsageError, match="has no Config and Run"):
+        models.study(STUDIES / "speedups.py")
+
+
+def test_an_mlp_has_a_layer():
+    with pytest.raises(grok.UsageError, match="--hidden"):
+        models.MLP(11, [])
 
 
 def test_a_setting_that_is_not_read_is_refused():

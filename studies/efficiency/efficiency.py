@@ -44,8 +44,9 @@ class Efficiency(grok.Run):
         else:
             model = super().build_model()
         if c.go_on != "none":
-            names = "op", "p", "seed", "net", "layers", "width", "heads"
-            same = {name: getattr(c, name) for name in names} | dict(go_on="none")
+            starts = "init_scale", "embed_init_scale", "position_scale"
+            names = "op", "p", "seed", "outliers", "net", "layers", "width", "heads", *starts
+            same = {name: c.fixed()[name] for name in names} | dict(go_on="none")
             model.load_state_dict(models.last_weights("--go-on", c.go_on, **same))
             most = grok.read(c.go_on, **same)[0].config.frac
             if c.frac > most:

@@ -61,7 +61,16 @@ def test_more_data_than_before_is_refused(whole):
         Efficiency(Config(**TINY, frac=0.6, go_on=str(whole)))
 
 
-@pytest.mark.parametrize("given", [dict(seed=2), dict(width=32)])
+@pytest.mark.parametrize(
+    "given", [dict(seed=2), dict(width=32), dict(outliers=1), dict(position_scale=0.5)]
+)
 def test_a_folder_without_such_a_run_is_refused(given, whole):
     with pytest.raises(grok.UsageError, match="--go-on .*: must hold one run with .* holds 0"):
         Efficiency(Config(**TINY | given, go_on=str(whole)))
+
+
+def test_permutations_go_on(tmp_path):
+    permutations = TINY | dict(op="s5_xy", frac=0.01)
+    run = grok.train(Config(**permutations), tmp_path, quiet=True, method=Efficiency)
+    begun = Efficiency(Config(**permutations, go_on=str(tmp_path)))
+    assert torch.equal(begun.model.head.weight, run.model.head.weight)

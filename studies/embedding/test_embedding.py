@@ -142,3 +142,8 @@ def test_the_scale_of_the_embedding_is_that_of_its_first_weights():
 def test_their_network_refuses_what_it_does_not_read(unread):
     with pytest.raises(grok.UsageError, match="has no effect"):
         Config(**THEIRS | unread)
+
+
+def test_two_decays_are_refused():
+    with pytest.raises(grok.UsageError, match="--l2 0.1: goes with --weight-decay 0"):
+        Config(**GROK, l2=0.1)

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # grok.py
 import grok
 import torch
 import torch.nn.functional as F

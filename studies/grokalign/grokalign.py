@@ -51,8 +51,7 @@ class GrokAlign(grok.Run):
         seen = []
 
         def keep(module, inputs, output):
-            seen.append(output if output.requires_grad else output.requires_grad_())
-            return seen[-1]
+            seen.append(output.requires_grad_())  # of a fixed embedding, too
 
         handle = model.embed.register_forward_hook(keep)
         try:

@@ -31,9 +31,9 @@ class Config(grok.Config):
     def __post_init__(self):
         super().__post_init__()
         if self.net == "theirs":
-            models.refuse_unread(
-                self, "dropout", "init_scale", "embed_init_scale", "position_scale"
-            )
+            models.refuse_unread(self, *models.GrokfastTransformer.unread)
+        if self.l2 and self.weight_decay:
+            raise grok.UsageError(f"--l2 {self.l2}: goes with --weight-decay 0")
 
 
 class Grokfast(grok.Run):

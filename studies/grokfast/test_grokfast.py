@@ -27,7 +27,7 @@ def test_the_slow_gradient_starts_as_the_first_one_and_is_added_lambda_times():
 
 
 def test_l2_is_added_after_the_filter():
-    run, seen = gradients_seen([1.0, 1.0], grokfast=2.0, l2=0.5)
+    run, seen = gradients_seen([1.0, 1.0], grokfast=2.0, l2=0.5, weight_decay=0.0)
     weight = run.model.head.weight[0, 0].item()
     assert seen == pytest.approx([3 + 0.5 * weight] * 2)
 
@@ -63,3 +63,8 @@ def test_their_network_has_the_authors_number_of_weights():
 def test_their_network_refuses_what_it_does_not_read(unread):
     with pytest.raises(grok.UsageError, match=grok.flag(unread)):
         Config(**TINY, net="theirs", **{unread: 0.1})
+
+
+def test_two_decays_are_refused():
+    with pytest.raises(grok.UsageError, match="--l2 0.1: goes with --weight-decay 0"):
+        Config(**TINY, l2=0.1)

@@ -22,10 +22,10 @@ alone, it is negative, as the two sets share these out.
 
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # grok.py
 import grok
 import torch
 
@@ -35,6 +35,11 @@ SHARES = 0.1, 0.5, 0.9
 @dataclass(frozen=True)
 class Config(grok.Config):
     parts: int = grok.setting(1, "columns of their own for y mod this, from 2 on", "[1, 9]")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.parts >= self.elements:
+            raise grok.UsageError(f"--parts {self.parts}: must be below {self.elements}")
 
 
 def means(when, group, n):
@@ -57,7 +62,7 @@ class LocalGrokking(grok.Run):
 
     def __init__(self, config):
         super().__init__(config)
-        self.since = torch.zeros(len(self.labels), dtype=torch.float64)  # (N,)
+        self.since = torch.zeros(len(self.labels), dtype=torch.int64)  # (N,)
 
     def right(self, model):
         """Whether each equation is answered right (N,)."""
@@ -71,8 +76,11 @@ class LocalGrokking(grok.Run):
         right = self.right(model)
         n = self.config.elements
         since = self.since.cpu()  # a checkpoint's is where the run is
-        self.since = torch.where(since > 0, since, self.step) * right
-        when = torch.where(right, self.since, self.step)
+        now = torch.where(since > 0, since, self.step) * right
+        longer = replace(self.config, steps=self.step + 1)
+        if grok.Record(longer).due(self.step):  # not a last update of this run's length alone
+            self.since = now
+        when = torch.where(right, now, self.step).double()
         train, val = self.train_rows.cpu(), self.val_rows.cpu()
         sets = dict(memorised=train, generalised=val)
         x, y = (t.cpu() for t in self.inputs)

@@ -94,3 +94,23 @@ def test_what_is_kept_agrees_with_the_accuracies(tmp_path):
     for name, rows in ("train", run.train_rows), ("val", run.val_rows):
         share = (run.since[rows] > 0).float().mean().item()
         assert share == pytest.approx(run.log[-1][f"{name}_acc"], abs=1e-6)
+
+
+def test_a_longer_run_goes_on_exactly(tmp_path):
+    longer = TINY | dict(lr=0.01, steps=40, eval_every=10)
+    runs = dict(cut=[13, 40], whole=[40])
+    for name, lengths in runs.items():
+        for steps in lengths:
+            config = Config(**longer | dict(steps=steps))
+            grok.train(config, tmp_path / name, quiet=True, method=LocalGrokking)
+    cut, whole = (grok.load(tmp_path / name, Config, LocalGrokking) for name in runs)
+    assert cut.since.tolist() == whole.since.tolist()
+    times = [name for name in whole.log[-1] if name != "seconds"]
+    assert [[row[n] for n in times] for row in cut.log] == [
+        [row[n] for n in times] for row in whole.log
+    ]
+
+
+def test_more_parts_than_elements_are_refused():
+    with pytest.raises(grok.UsageError, match="--parts 9: must be below 7"):
+        Config(**TINY | dict(p=7), parts=9)

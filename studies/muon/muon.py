@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # models.py, grok.py
 import grok
+import models
 import torch
 from torch import nn
 
@@ -28,6 +29,8 @@ class Config(grok.Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.muon_lr:
+            models.refuse_unread(self, "matrices")
         if self.muon_lr and self.matrices == "muon" and self.decay_to == "init":
             raise grok.UsageError("--decay-to init: Muon's decay is to the origin")
 

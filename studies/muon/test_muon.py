@@ -117,3 +117,8 @@ def test_with_muon_decay_to_the_start_is_refused():
 @pytest.mark.parametrize("settings", [dict(), dict(muon_lr=0.01, matrices="adamw")])
 def test_without_muon_decay_to_the_start_is_not_refused(settings):
     Config(**TINY | settings, decay_to="init")
+
+
+def test_what_would_have_no_effect_is_refused():
+    with pytest.raises(grok.UsageError, match="--matrices: has no effect"):
+        Config(**TINY, matrices="adamw")

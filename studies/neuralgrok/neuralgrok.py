@@ -47,9 +47,9 @@ class Config(grok.Config):
         if self.l2 and self.weight_decay:
             raise grok.UsageError(f"--l2 {self.l2}: goes with --weight-decay 0")
         if self.net == "theirs":
-            models.refuse_unread(
-                self, "dropout", "init_scale", "embed_init_scale", "position_scale"
-            )
+            models.refuse_unread(self, *models.GrokfastTransformer.unread)
+        if self.neuralgrok and self.amplifier and self.outliers:
+            raise grok.UsageError("--outliers: the amplifier would get them first; leave them out")
 
 
 class NeuralGrok(grok.Run):

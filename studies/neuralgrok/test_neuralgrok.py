@@ -118,3 +118,9 @@ def test_l2_is_torch_adams_after_clipping():
 def test_two_decays_are_refused():
     with pytest.raises(grok.UsageError, match="--l2 0.1: goes with --weight-decay 0"):
         Config(**TINY, l2=0.1)
+
+
+def test_outliers_are_refused_beside_the_amplifier_which_would_get_them():
+    Config(**TINY, neuralgrok=1.0, amplifier=(), outliers=1)
+    with pytest.raises(grok.UsageError, match="--outliers"):
+        Config(**TINY, neuralgrok=1.0, outliers=1)

@@ -33,6 +33,8 @@ class Config(grok.Config):
         super().__post_init__()
         if self.net == "theirs":
             models.refuse_unread(self, *models.NormlessTransformer.unread)
+        if not self.rewarm:
+            models.refuse_unread(self, "rewarm_lr")
 
 
 class Nonstationary(grok.Run):
@@ -56,12 +58,11 @@ class Nonstationary(grok.Run):
 
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
-    @torch.no_grad()
     def update(self, rows):
-        with torch.enable_grad():
-            super().update(rows)
-        for w, norm in self.norms.items():
-            w.mul_(norm / w.norm())
+        super().update(rows)
+        with torch.no_grad():
+            for w, norm in self.norms.items():
+                w.mul_(norm / w.norm())
 
 
 if __name__ == "__main__":

@@ -67,3 +67,9 @@ def test_a_projected_update_is_torch_adamw_then_a_rescaling():
     pairs = zip(run.model.parameters(), plain.model.parameters(), norms, strict=True)
     for ours, w, norm in pairs:
         torch.testing.assert_close(ours, w * (norm / w.norm()) if w.ndim == 2 else w)
+
+
+def test_what_would_have_no_effect_is_refused():
+    Config(**TINY, rewarm=2, rewarm_lr=0.1)
+    with pytest.raises(grok.UsageError, match="--rewarm-lr: has no effect"):
+        Config(**TINY, rewarm_lr=0.1)

@@ -15,7 +15,6 @@ The main README's picture is of one run, 10 minutes at most:
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -76,7 +75,7 @@ FOLDERS = {figure: figure for figure in PAPER} | {"4": "1-left", "7": "2-left"} 
 def commands(figure, scale, seeds=None):
     """The command lines of a figure's sweeps, with seeds from 0 on, as lists of words."""
     usual = SEEDS.get(figure, {}).get(scale, 3)
-    numbers = [str(seed) for seed in range(seeds or usual)]
+    numbers = [str(seed) for seed in range(usual if seeds is None else seeds)]
     lines = SCALES[scale][FOLDERS[figure]]
     return [[*line.split(), "--seed", *numbers] for line in lines]
 
@@ -108,11 +107,10 @@ def foretell(figure, lines):
 
 
 def make(figure, folder):
-    """Draws a figure from the runs in its folder, and prints or writes its table."""
+    """Draws a figure from the runs in its folder, and prints or writes its table; returns the exit
+    status."""
     if figure not in ("3", "7"):
-        figures.main([str(folder)])
-        figures.main([str(folder), "--table"])
-        return
+        return figures.main([str(folder)]) or figures.main([str(folder), "--table"])
     finished = [record.folder for record in grok.read(folder) if not record.diverged]
     runs = [grok.load(run, device="cpu") for run in finished]
     if figure == "3":
@@ -124,11 +122,9 @@ def make(figure, folder):
         rows = [sharpness.sharpness_row(run) for run in runs]
         sharpness.sharpness_map(rows).savefig(folder / "sharpness.png", dpi=110)
     file = folder / {"3": "relations.csv", "7": "sharpness.csv"}[figure]
-    with open(file, "w", newline="") as opened:
-        writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    figures.write_rows(rows, file)
     print(file)
+    return 0
 
 
 def main(argv=None):
@@ -147,12 +143,17 @@ def main(argv=None):
         folder = given.out / given.scale / FOLDERS[figure]
         lines = commands(figure, given.scale, given.seeds)
         if given.dry_run:
-            foretell(figure, lines)
+            try:
+                foretell(figure, [[*words, *more] for words in lines])
+            except grok.UsageError as error:
+                grok.complain(error)
+                return 2
             continue
         for words in lines:
             if status := grok.main([*words, "--out", str(folder), *more]):
                 return status
-        make(figure, folder)
+        if status := make(figure, folder):
+            return status
     return 0
 
 

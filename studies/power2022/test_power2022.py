@@ -120,7 +120,7 @@ def test_a_stopped_figure_goes_on_to_the_same_metrics(tiny_figure, tmp_path, mon
             raise KeyboardInterrupt
         update(run, rows)
 
-    monkeypatch.setattr(power2022, "make", lambda figure, folder: None)
+    monkeypatch.setattr(power2022, "make", lambda figure, folder: 0)
     with monkeypatch.context() as patched:
         patched.setattr(grok.Run, "update", interrupted)
         assert power2022.main([*tiny_figure, str(tmp_path)]) == 130
@@ -146,9 +146,16 @@ def test_a_finished_figure_is_drawn_again_and_not_trained(tiny_figure, tmp_path,
     assert picture.exists()
 
 
-def test_a_mistake_in_a_flag_ends_the_command(tiny_figure, tmp_path, capsys):
-    assert power2022.main([*tiny_figure, str(tmp_path), "--lr", "x"]) == 2
-    assert "--lr x" in capsys.readouterr().err
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("words", [["--lr", "x"], ["--seeds", "0"]])
+def test_a_mistake_in_a_flag_ends_the_command(tiny_figure, words, dry, tmp_path, capsys):
+    assert power2022.main([*tiny_figure, str(tmp_path), *words, *dry]) == 2
+    assert "--lr x" in capsys.readouterr().err or words[0] == "--seeds"
+
+
+def test_a_picture_that_cannot_be_drawn_ends_the_command(tiny_figure, tmp_path, monkeypatch):
+    monkeypatch.setattr(power2022.figures, "main", lambda argv: 2)
+    assert power2022.main([*tiny_figure, str(tmp_path)]) == 2
 
 
 def test_a_dry_run_says_how_many_runs(tiny_figure, tmp_path, capsys):

@@ -50,9 +50,8 @@ def cycle(op, p):
     if op in PRODUCTS:
         powers = ([pow(root, i, p) for i in range(p - 1)] for root in range(1, p))
         order = torch.tensor(next(s for s in powers if len(set(s)) == p - 1))
-    x, _, z = (torch.from_numpy(a) for a in grok.equations(op, p))
-    rows = [((z == answer) & (x >= order.min())).nonzero().flatten() for answer in order]
-    return order, torch.stack([r[: len(order)] for r in rows])
+    z = torch.from_numpy(grok.equations(op, p)[2])
+    return order, torch.stack([(z == answer).nonzero().flatten() for answer in order])
 
 
 def spectrum(embedding):

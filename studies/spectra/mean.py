@@ -20,23 +20,17 @@ sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))  # figures.py, 
 import figures
 import grok
 import torch
-from spectra import Config, Spectra
-
-
-def cosine(weight, gradient, linear):
-    """Of the two sides of FACT; the weight of a table is (in, out)."""
-    w, g = weight.double(), gradient.double()
-    if not linear:
-        w, g = w.T, g.T
-    return torch.cosine_similarity((w.T @ w).flatten(), -(w.T @ g).flatten(), dim=0, eps=1e-30)
+from spectra import Config, Spectra, fact
 
 
 def cosines(run, weights, gradients):
     found = {}
     for name, weight in weights.items():
         layer = name.removesuffix(".weight")
-        linear = isinstance(run.model.get_submodule(layer), torch.nn.Linear)
-        found[layer] = cosine(weight, gradients[name], linear).item()
+        w, g = weight.double(), gradients[name].double()
+        if not isinstance(run.model.get_submodule(layer), torch.nn.Linear):  # a table, (in, out)
+            w, g = w.T, g.T
+        found[layer] = fact(w, g).item()
     return found
 
 
@@ -84,6 +78,7 @@ def main(argv=None):
     try:
         folders = [record.folder for record in grok.read(given.folder, net="mlp")]
         runs = [grok.load(folder, Config, Spectra, device="cpu") for folder in folders]
+        figures.refuse(not runs, f"{given.folder}: has no run with --net mlp")
         rows = [row_of(run, given.updates) for run in runs]
         figures.write_rows(rows, given.out / "mean.csv")
     except (grok.UsageError, OSError) as error:

@@ -19,6 +19,7 @@ layers of the widths --hidden, as FACT's.
         --op x_plus_y --p 61 --batch-size 0 --until 0 --steps 40000 --eval-every 500 --seed 0 1 2
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class Config(grok.Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.l2 and self.weight_decay:
+            raise grok.UsageError(f"--l2 {self.l2}: goes with --weight-decay 0")
         if self.net == "mlp":
             sizes = "layers", "width", "heads", "dropout"
             models.refuse_unread(self, *sizes, "embed_init_scale", "position_scale")
@@ -52,6 +55,8 @@ class Config(grok.Config):
 def exponent(values):
     """α of a spectrum (M,), by maximum likelihood over the tail λ ≥ λ_min. λ_min is the value from
     which on spectrum and fit lie nearest, in Kolmogorov and Smirnov's distance."""
+    if len(values) < 2:
+        return torch.tensor(math.nan)
     log = values.sort(descending=True).values.clamp(min=1e-30).log()
     above = (log - log[:, None]).tril()  # (M, M): ln λ_i / λ_k, where i ≤ k
     i = torch.arange(1, len(values) + 1).to(log)  # the tail from λ_i on holds i
@@ -60,6 +65,12 @@ def exponent(values):
     distance = (fitted - i / i[:, None]).tril().abs().amax(1)
     best = distance[1:].argmin() + 1  # one eigenvalue alone is no tail
     return 1 + slope[best]
+
+
+def fact(weight, gradient):
+    """The cosine of FACT's two sides, of W (out, in) and its gradient."""
+    sides = (weight.T @ weight).flatten(), -(weight.T @ gradient).flatten()
+    return torch.cosine_similarity(*sides, dim=0, eps=1e-30)
 
 
 class Spectra(grok.Run):
@@ -102,8 +113,7 @@ class Spectra(grok.Run):
                 if not isinstance(module, nn.Linear):  # a table, (in, out)
                     w, g = w.T, g.T
                 columns[f"alpha_{name}"] = exponent(torch.linalg.svdvals(w).square().cpu())
-                sides = (w.T @ w).flatten(), -(w.T @ g).flatten()
-                columns[f"fact_{name}"] = torch.cosine_similarity(*sides, dim=0, eps=1e-30)
+                columns[f"fact_{name}"] = fact(w, g)
         entropies = [torch.special.entr(g.double().abs()).sum() for g in gradient.values()]
         return columns | dict(gradient_entropy=sum(entropies))
 

@@ -148,7 +148,7 @@ def test_l2_is_torch_adams():
 
 
 def test_the_mean_over_one_update_is_of_the_weights_after_it():
-    config = Config(**MLP, loss="mse", l2=0.1)
+    config = Config(**MLP, loss="mse", l2=0.1, weight_decay=0.0)
     row = mean.row_of(Spectra(config), 1)
     run = Spectra(config)
     before = run.measure(run.model)
@@ -200,3 +200,19 @@ def test_a_row_for_each_run_of_a_folder(tmp_path):
 def test_a_folder_without_such_runs_gets_one_line(tmp_path, capsys):
     assert mean.main([str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_without_mlps_gets_one_line(tmp_path, capsys):
+    grok.train(Config(**GROK), tmp_path, quiet=True, method=Spectra)
+    assert mean.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "no run with --net mlp" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_eigenvalue_has_no_exponent():
+    assert spectra.exponent(torch.tensor([2.0])).isnan()
+
+
+def test_two_decays_are_refused():
+    with pytest.raises(grok.UsageError, match="--l2 0.1: goes with --weight-decay 0"):
+        Config(l2=0.1)

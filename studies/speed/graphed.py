@@ -30,20 +30,20 @@ class Graphed:
         if self.device.type != "cuda":
             return super().update(rows)
         if not hasattr(self, "graphs"):
-            self.graphs, self.seen, self.rows_now = {}, {}, rows.clone()
+            self.graphs, self.counts, self.rows_now = {}, {}, rows.clone()
             optimizers = [v for v in vars(self).values() if isinstance(v, torch.optim.Optimizer)]
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["capturable"] = True
         # what a graph is of: a rate, and for NeuralGrok whether the amplifier learns
         rate = self.schedule.lr_lambdas[0](self.step - 1)
-        kind = rate, self.step % getattr(self.config, "inner", 1)
+        kind = rate, self.step % getattr(self.config, "inner", 1) == 0
         self.rows_now.copy_(rows)
         if kind in self.graphs:
             return self.graphs[kind].replay()
         self.schedule.last_epoch = self.step - 2  # replays do not step it
         self.schedule.step()
-        self.seen[kind] = self.seen.get(kind, 0) + 1
-        if self.seen[kind] > EAGER:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self.counts[kind] > EAGER:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 super().update(self.rows_now)
@@ -74,7 +74,7 @@ def compare(method, config):
     for kind in method.__bases__[1:] + (method,):
         with grok.usual_torch(config):
             run = kind(config)
-            for _ in range(config.warmup + 3 * EAGER):
+            for _ in range(config.warmup + 3 * EAGER * getattr(config, "inner", 1)):
                 run.advance()
         ends.append(run.model.state_dict())
     for name, w in ends[0].items():
@@ -88,7 +88,11 @@ def main(argv):
     if not argv or not Path(argv[0]).is_file():
         print("graphed.py: give grok.py or the file of a study, then its flags", file=sys.stderr)
         return 2
-    config, method = models.study(Path(argv[0]))
+    try:
+        config, method = models.study(Path(argv[0]))
+    except grok.UsageError as error:
+        print(f"graphed.py: {error}", file=sys.stderr)
+        return 2
     usual, grok.rehearse = grok.rehearse, compare  # which grok.main calls before a new sweep
     try:
         return grok.main([*argv[1:], "--jobs", "1"], config=config, method=graphed(method))

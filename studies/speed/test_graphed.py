@@ -1,5 +1,6 @@
 """Properties of updates as CUDA graphs, and of the command line of graphed.py."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -81,3 +82,19 @@ def test_on_a_gpu_all_else_is_the_same():
     """Which compare is silent about."""
     config = grok.Config(op="x_plus_y", p=11, layers=1, width=16, heads=2, device="cuda")
     graphed.compare(graphed.graphed(grok.Run), config)
+
+
+def test_no_study_has_an_attribute_of_its():
+    texts = [file.read_text() for file in STUDIES.glob("*/*.py") if file.stem != "graphed"]
+    assert not re.findall(r"self\.(graphs|counts|rows_now)\b", "".join(texts))
+
+
+@needs_cuda
+def test_on_a_gpu_each_kind_of_neuralgrok_s_updates_gets_a_graph(monkeypatch):
+    config, method = models.study(STUDIES / "neuralgrok/neuralgrok.py")
+    settings = config(op="x_plus_y", p=11, layers=1, width=16, heads=2, neuralgrok=1.0)
+    made = []
+    init = method.__init__
+    monkeypatch.setattr(method, "__init__", lambda run, c: (init(run, c), made.append(run))[0])
+    graphed.compare(graphed.graphed(method), settings)
+    assert len({learns for _, learns in made[-1].graphs}) == 2

@@ -79,9 +79,9 @@ def row_of(file, folder, turns):
     lows = [lowest_after(r) for r in records]
     whole = None not in lows
     seeds = {r.config.seed for r in records}
-    run = method(config(**vars(records[0].config)))
+    run = method(grok.read_config(records[0].folder, config, method, device="cpu"))
     flops = flops_of(run)
-    ms, paper_ms = by_turns(run, grok.Run(grok.Config()), turns)
+    ms, paper_ms = by_turns(run, grok.Run(grok.Config(device="cpu")), turns)
     median = statistics.median(updates) if None not in updates else None
     return dict(
         file=file.name,
@@ -115,7 +115,7 @@ def main(argv=None):
     given = cli.parse_args(argv)
     try:
         row = row_of(given.file, given.folder, given.turns)
-    except (grok.UsageError, ImportError, IndexError) as error:
+    except (grok.UsageError, ImportError) as error:
         print(f"speedrun.py: {error}", file=sys.stderr)
         return 2
     table = csv.DictWriter(sys.stdout, row, lineterminator="\n")

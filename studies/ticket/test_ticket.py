@@ -145,7 +145,39 @@ def test_their_network_has_one_relu():
     torch.testing.assert_close(model(x, y), units @ down.T @ head.T)
 
 
-@pytest.mark.parametrize("given", [dict(seed=2), dict(init_scale=3.0), dict(pairs="unordered")])
+OTHERS = [
+    dict(seed=2),
+    dict(init_scale=3.0),
+    dict(position_scale=0.5),
+    dict(outliers=1),
+    dict(pairs="unordered"),
+]
+
+
+@pytest.mark.parametrize("given", OTHERS)
 def test_a_folder_without_the_same_dense_run_is_refused(given, dense):
     with pytest.raises(grok.UsageError, match="--ticket .*: must hold one run with .* holds 0"):
         Ticket(Config(**TINY, ticket=dense, **given))
+
+
+def test_a_ticket_of_permutations_is_found(tmp_path):
+    permutations = TINY | dict(op="s5_xy", frac=0.01)
+    grok.train(Config(**permutations), tmp_path, quiet=True, method=Ticket)
+    assert Ticket(Config(**permutations, ticket=str(tmp_path))).masks
+
+
+def test_the_least_ticket_has_a_weight(dense):
+    assert sum(m.sum() for m in Ticket(Config(**TINY, ticket=dense, kept=1e-9)).masks.values()) >= 1
+
+
+@pytest.mark.parametrize(
+    "given, flag",
+    [
+        (dict(control="random"), "--control"),
+        (dict(kept=0.3), "--kept"),
+        (dict(pairs="unordered", outliers=1), "--pairs unordered"),
+    ],
+)
+def test_what_would_have_no_effect_or_a_part_of_it_is_refused(given, flag):
+    with pytest.raises(grok.UsageError, match=flag):
+        Config(**TINY, **given)

@@ -43,6 +43,10 @@ class Config(grok.Config):
         if self.net == "theirs":
             sizes = "layers", "width", "heads", "dropout", "embed_init_scale", "position_scale"
             models.refuse_unread(self, *sizes)
+        if self.ticket == "none":
+            models.refuse_unread(self, "kept", "control")
+        if self.pairs == "unordered" and self.outliers:
+            raise grok.UsageError("--pairs unordered: goes without outliers")
 
 
 class Ticket(grok.Run):
@@ -76,20 +80,21 @@ class Ticket(grok.Run):
             for w in matrices.values():
                 w *= factor
             self.masks = {}
-        self.masks = {name: mask.to(self.device) for name, mask in self.masks.items()}
         for name, mask in self.masks.items():
-            matrices[name] *= mask.cpu()
+            matrices[name] *= mask
+        self.masks = {name: mask.to(self.device) for name, mask in self.masks.items()}
         return model
 
     def find_masks(self, matrices):
         """{matrix: 1 for the weights that are kept, else 0, of its shape}."""
         c = self.config
-        sizes = "init_scale", "embed_init_scale", "layers", "width", "heads", "net"
-        names = "op", "p", "frac", "seed", *sizes, "pairs"
-        same = {name: getattr(c, name) for name in names} | dict(ticket="none")
+        scales = "init_scale", "embed_init_scale", "position_scale"
+        data = "op", "p", "frac", "seed", "outliers", "pairs"
+        names = *data, *scales, "layers", "width", "heads", "net"
+        same = {name: c.fixed()[name] for name in names} | dict(ticket="none")
         last = models.last_weights("--ticket", c.ticket, **same)
         magnitudes = torch.cat([last[name].abs().flatten() for name in matrices])
-        least = magnitudes.topk(round(c.kept * len(magnitudes))).values[-1]
+        least = magnitudes.topk(max(1, round(c.kept * len(magnitudes)))).values[-1]
         masks = {name: (last[name].abs() >= least).float() for name in matrices}
         if c.control == "random":
             for name, mask in masks.items():
@@ -101,12 +106,11 @@ class Ticket(grok.Run):
         for name, mask in self.masks.items():
             self.model.get_parameter(name).grad.mul_(mask)
 
-    @torch.no_grad()
     def update(self, rows):
-        with torch.enable_grad():
-            super().update(rows)
-        for name, mask in self.masks.items():  # also beside noise
-            self.model.get_parameter(name).mul_(mask)
+        super().update(rows)
+        with torch.no_grad():
+            for name, mask in self.masks.items():  # also beside noise
+                self.model.get_parameter(name).mul_(mask)
 
 
 if __name__ == "__main__":

@@ -91,3 +91,22 @@ def test_a_small_run_of_other_equations_is_refused(given, small):
 def test_two_sources_of_a_are_refused():
     with pytest.raises(grok.UsageError, match="--rank 4"):
         Config(**MLP, transfer="runs/small", rank=4)
+
+
+def test_a_transformers_embedding_can_start_an_mlp(small):
+    model = started(small, "grok", MLP, seed=1)
+    last = grok.load(small / "grok/1").model
+    assert torch.equal(model.first.embed[0].weight, last.embed.weight[:11])
+
+
+def test_an_embedding_of_permutations_is_found(tmp_path):
+    permutations = MLP | dict(op="s5_xy", frac=0.01)
+    run = grok.train(Config(**permutations), tmp_path, quiet=True, method=Transfer)
+    large = Transfer(Config(**permutations, transfer=str(tmp_path)))
+    assert torch.equal(large.model.first.embed[0].weight, run.model.first.embed.weight)
+
+
+def test_an_embedding_that_is_a_product_is_refused(tmp_path):
+    grok.train(Config(**MLP, rank=4), tmp_path, quiet=True, method=Transfer)
+    with pytest.raises(grok.UsageError, match="is a product"):
+        Transfer(Config(**MLP, transfer=str(tmp_path)))

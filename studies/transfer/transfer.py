@@ -58,7 +58,9 @@ class Transfer(grok.Run):
             model = place = super().build_model()
         if small := self.small_embedding():
             place.embed = self.factored(place.embed, small[0].shape[1])
-            place.embed[0].weight[: len(small[0])] = small[0]
+            first = place.embed[0].weight
+            shared = min(len(first), len(small[0]))  # one may lack the tokens after the elements
+            first[:shared] = small[0][:shared]
         elif c.rank:
             place.embed = self.factored(place.embed, c.rank)
         return model
@@ -77,9 +79,12 @@ class Transfer(grok.Run):
         c = self.config
         if c.transfer == "none":
             return []
-        same = {name: getattr(c, name) for name in ("op", "p", "frac", "seed", "outliers")}
+        same = {name: c.fixed()[name] for name in ("op", "p", "frac", "seed", "outliers")}
         weights = models.last_weights("--transfer", c.transfer, **same)
-        return [w for name, w in weights.items() if name.endswith("embed.weight")]
+        found = [w for name, w in weights.items() if name.endswith("embed.weight")]
+        if not found:
+            raise grok.UsageError(f"--transfer {c.transfer}: its embedding is a product itself")
+        return found
 
 
 if __name__ == "__main__":
