@@ -4,7 +4,7 @@ the wait up to three times sooner. Each tensor's gradient g becomes c · p ⊙ g
 the softmax over the entries of amplifier(g), entry by entry. In every --inner-th update the
 amplifier first takes a step of Adam down the loss on the outer equations, a share --outer of the
 training set, as it would be after one step along weighted gradients. The network is not trained on
-these. By-product: c · g / ‖g‖ alone, --amplifier "". The control is --neuralgrok 0.
+these. Controls: c · g / ‖g‖ alone, --amplifier ""; --neuralgrok 0 with the same --grad-clip.
 
 --net theirs is Grokfast's network. --l2 in the gradient, after clipping, is theirs, too: there c
 sets the gradient against the decay, and is no neutral factor.
