@@ -5,7 +5,7 @@
     NormlessTransformer  Nanda et al.'s, Omnigrok's, Varma et al.'s: one layer, no LayerNorm
     GrokfastTransformer  Grokfast's and NeuralGrok's: pre-norm, GELU, biases, learned positions
 
-And what rooms share: refuse_unread, last_weights, study.
+And what rooms share: refuse_unread, refuse_two_decays, last_weights, study.
 
 Shapes: B batch, n elements, D width, H heads.
 """
@@ -30,6 +30,12 @@ def refuse_unread(config: grok.Config, *names: str) -> None:
     for name in names:
         if getattr(config, name) != getattr(type(config), name):
             raise grok.UsageError(f"{grok.flag(name)}: has no effect here; leave it out")
+
+
+def refuse_two_decays(config: grok.Config) -> None:
+    """Raises UsageError if weights have an L2 in their gradient and AdamW's decay beside it."""
+    if config.l2 and config.weight_decay:
+        raise grok.UsageError(f"--l2 {config.l2}: goes with --weight-decay 0")
 
 
 def last_weights(flag: str, folder: str, **settings: object) -> dict[str, Tensor]:

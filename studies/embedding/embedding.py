@@ -33,8 +33,7 @@ class Config(grok.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.l2 and self.weight_decay:
-            raise grok.UsageError(f"--l2 {self.l2}: goes with --weight-decay 0")
+        models.refuse_two_decays(self)
         if self.net == "theirs":
             models.refuse_unread(self, "layers", "heads", "dropout", "init_scale", "position_scale")
 

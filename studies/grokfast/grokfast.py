@@ -32,8 +32,7 @@ class Config(grok.Config):
         super().__post_init__()
         if self.net == "theirs":
             models.refuse_unread(self, *models.GrokfastTransformer.unread)
-        if self.l2 and self.weight_decay:
-            raise grok.UsageError(f"--l2 {self.l2}: goes with --weight-decay 0")
+        models.refuse_two_decays(self)
 
 
 class Grokfast(grok.Run):

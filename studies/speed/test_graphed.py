@@ -1,5 +1,6 @@
 """Properties of updates as CUDA graphs, and of the command line of graphed.py."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -85,8 +86,12 @@ def test_on_a_gpu_all_else_is_the_same():
 
 
 def test_no_study_has_an_attribute_of_its():
+    run = graphed.graphed(grok.Run)(grok.Config(op="x_plus_y", p=11, width=16, heads=2))
+    used = re.findall(r"self\.(\w+)", inspect.getsource(graphed.Graphed))
+    own = set(used) - set(dir(run))
     texts = [file.read_text() for file in STUDIES.glob("*/*.py") if file.stem != "graphed"]
-    assert not re.findall(r"self\.(graphs|counts|rows_now)\b", "".join(texts))
+    assert own
+    assert not own & set(re.findall(r"self\.(\w+)", "".join(texts)))
 
 
 @needs_cuda
