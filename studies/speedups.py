@@ -13,7 +13,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 STUDIES = Path(__file__).parent
-FACTOR = re.compile(r"(more than )?(\d+(?:\.\d+)?)(?: \((\d+(?:\.\d+)?)–(\d+(?:\.\d+)?)\))?")
+NUMBER = r"(\d+(?:\.\d+)?)"
+FACTOR = re.compile(rf"(more than )?{NUMBER}\b(?! of )(?: \({NUMBER}–{NUMBER}\))?")
 STYLES = [("#999999", "D"), ("#0072B2", "o"), ("#D55E00", "s")]
 
 

@@ -642,7 +642,7 @@ LEFT = """
 | work | claimed | in theirs | matched | the control |
 |---|---|---|---|---|
 | [One](one) | 43.8 | more than 2.4: never | 0.96 (0.80–1.67), n = 5 | L2 |
-| Two | – no number | 5, in time | – none of 2 | decay |
+| Two | – no number | 5, in time | 10 of 12 arrive | decay |
 
 | other | table | as | wide | as it |
 |---|---|---|---|---|

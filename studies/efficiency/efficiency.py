@@ -1,7 +1,7 @@
 """Circuit efficiency (Varma et al. 2023, arXiv 2309.02390): weight decay prefers the solution with
 larger logits for its weights' norm. Memorising more equations costs more norm, generalising does
 not; so below a critical number of equations a network that has generalised forgets it again:
-ungrokking, to an accuracy that does not depend on weight decay.
+ungrokking. That number does not depend on weight decay.
 
 --go-on DIR starts from the last weights of the run in DIR with the same operation, seed and
 network, with new moments, warm-up and count of updates. Of one seed the training set of a smaller

@@ -8,9 +8,9 @@ A figure is a few sweeps, command lines of grok.py. Its runs go to DIR/SCALE/FIG
 that was stopped goes on, and any number of processes may share the work. Figures 4 and 7 look at
 the runs of 1-left and 2-left once more. Flags that are not below go to grok.py: --jobs 2 --quiet.
 
-The main README's picture is of one run, 10 minutes at most:
+The main README's picture is of five runs:
 
-    python grok.py --op x_div_y --frac 0.5 --seed 30000 --threads 1 --out runs/curve
+    python grok.py --seed 30000 30001 30002 30003 30004 --grad-clip 0.01 --out runs/curve
     python studies/figures.py runs/curve
 """
 
