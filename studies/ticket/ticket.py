@@ -102,6 +102,9 @@ class Ticket(grok.Run):
                 masks[name] = mask.flatten()[order].view_as(mask)
         return masks
 
+    def loss(self, logits, labels):  # in float64, as in their code
+        return super().loss(logits.double() if self.config.net == "theirs" else logits, labels)
+
     def on_after_backward(self):  # clipping and AdamW see the kept weights alone
         for name, mask in self.masks.items():
             self.model.get_parameter(name).grad.mul_(mask)
