@@ -40,14 +40,17 @@ def refuse_two_decays(config: grok.Config) -> None:
 
 def last_weights(flag: str, folder: str, **settings: object) -> dict[str, Tensor]:
     """The weights that the one run with these settings in a folder ended with, a state_dict.
-    Raises UsageError, which names the flag."""
+    Raises UsageError, which names the flag, also if that run has not ended."""
     records = grok.read(folder, **settings)
     if len(records) != 1:
         wanted = ", ".join(f"{name} {value}" for name, value in settings.items())
         raise grok.UsageError(
             f"{flag} {folder}: must hold one run with {wanted}; it holds {len(records)}"
         )
-    return grok.read_checkpoint(records[0].folder)["state"]["model"]
+    (record,) = records
+    if not record.finished():
+        raise grok.UsageError(f"{flag} {folder}: its run is at update {record.step}; end it first")
+    return grok.read_checkpoint(record.folder)["state"]["model"]
 
 
 def study(file: Path) -> tuple[type[grok.Config], type[grok.Run]]:

@@ -268,8 +268,8 @@ def main(names):
     """Rewrites READMEs, by default all; returns the exit status."""
     status = 0
     for readme in map(Path, names or readmes()):
-        before = readme.read_text()
         try:
+            before = readme.read_text()
             after = computed(before, readme.parent)
         except (OSError, KeyError, ValueError) as error:
             print(f"{readme}: {error!r}", file=sys.stderr)

@@ -29,9 +29,9 @@ def unit_columns(grad):
 
 
 def equal_singular_values(grad):
-    """U Vᵀ of a gradient U S Vᵀ."""
-    u, _, vt = torch.linalg.svd(grad, full_matrices=False)
-    return u @ vt
+    """U Vᵀ of a gradient U S Vᵀ; singular values below 1e-6 stay small."""
+    u, s, vt = torch.linalg.svd(grad, full_matrices=False)
+    return (u * (s / s.clamp(min=1e-6))) @ vt
 
 
 TRANSFORMS = dict(columns=unit_columns, svd=equal_singular_values)

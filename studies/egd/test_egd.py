@@ -133,3 +133,11 @@ def test_without_bias_is_with_a_bias_that_stays_at_0():
 def test_what_would_have_no_effect_is_refused(settings, flag):
     with pytest.raises(grok.UsageError, match=flag):
         Config(**THEIRS | settings)
+
+
+def test_svd_leaves_what_is_all_but_0_small():
+    u, _, v = torch.linalg.svd(torch.randn(6, 4, generator=torch.manual_seed(0)))
+    values = torch.tensor([3.0, 1.0, 0.1, 1e-9])
+    equal = egd.equal_singular_values(u[:, :4] * values @ v)
+    assert torch.linalg.svdvals(equal)[:3].tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert torch.linalg.svdvals(equal)[3] < 0.5

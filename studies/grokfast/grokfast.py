@@ -47,11 +47,14 @@ class Grokfast(grok.Run):
 
     def on_after_backward(self):
         c, weights = self.config, list(self.model.parameters())
-        if self.slow is None:
-            self.slow = [w.grad.clone() for w in weights]
-        for w, slow in zip(weights, self.slow, strict=True):
-            slow.lerp_(w.grad, 1 - c.grokfast_alpha)
-            w.grad.add_(slow, alpha=c.grokfast).add_(w.detach(), alpha=c.l2)
+        if c.grokfast:
+            if self.slow is None:
+                self.slow = [w.grad.clone() for w in weights]
+            for w, slow in zip(weights, self.slow, strict=True):
+                slow.lerp_(w.grad, 1 - c.grokfast_alpha)
+                w.grad.add_(slow, alpha=c.grokfast)
+        for w in weights:
+            w.grad.add_(w.detach(), alpha=c.l2)
 
 
 if __name__ == "__main__":

@@ -68,3 +68,9 @@ def test_their_network_refuses_what_it_does_not_read(unread):
 def test_two_decays_are_refused():
     with pytest.raises(grok.UsageError, match="--l2 0.1: goes with --weight-decay 0"):
         Config(**TINY, l2=0.1)
+
+
+def test_the_control_keeps_no_average():
+    run = Grokfast(Config(op="x_plus_y", p=11, width=8, heads=2, layers=1))
+    run.advance()
+    assert run.slow is None

@@ -157,7 +157,10 @@ def main(argv=None):
         rows = rows_of(runs, random)
         figures.write_rows(rows, given.out / "lead.csv")
         picture(rows).savefig(given.out / "lead.png", dpi=100)
-    except (grok.UsageError, OSError) as error:
+    except KeyError as error:
+        print(f"lead.py: some runs have no column {error}", file=sys.stderr)
+        return 2
+    except (grok.UsageError, OSError, ImportError) as error:
         print(f"lead.py: {error}", file=sys.stderr)
         return 2
     return 0

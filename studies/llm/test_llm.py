@@ -114,3 +114,9 @@ def test_a_longer_run_goes_on_exactly(tmp_path):
 def test_more_parts_than_elements_are_refused():
     with pytest.raises(grok.UsageError, match="--parts 9: must be below 7"):
         Config(**TINY | dict(p=7), parts=9)
+
+
+def test_a_part_without_equations_is_refused():
+    few = dict(op="x_plus_y", p=11, frac=0.97, width=8, heads=2, layers=1)
+    with pytest.raises(grok.UsageError, match="--parts 9"):
+        LocalGrokking(Config(**few, parts=9))

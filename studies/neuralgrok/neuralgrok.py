@@ -61,12 +61,15 @@ class NeuralGrok(grok.Run):
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         parts = itertools.chain.from_iterable((layer, nn.ReLU()) for layer in layers)
         self.amplifier = nn.Sequential(*list(parts)[:-1]).to(self.device)
-        self.adam = torch.optim.Adam(self.amplifier.parameters(), lr=1e-4, weight_decay=1e-3)
+        weights = self.amplifier.parameters()
+        self.adam = torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-3, fused=True)
 
     def build_data(self):
         inputs, labels, train, val = super().build_data()
         learned = self.config.neuralgrok and self.config.amplifier
         few = max(1, round(self.config.outer * len(train))) if learned else 0
+        if few == len(train):
+            raise grok.UsageError(f"--outer {self.config.outer}: leaves no equation to train on")
         self.outer = train[:few]
         return inputs, labels, train[few:], val
 
@@ -80,8 +83,8 @@ class NeuralGrok(grok.Run):
         c = self.config
         if not c.l2:
             return super().build_optimizer()
-        weights, betas = self.model.parameters(), (c.beta1, c.beta2)
-        return torch.optim.Adam(weights, lr=c.lr, betas=betas, eps=c.eps, weight_decay=c.l2)
+        options = dict(lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.l2, fused=True)
+        return torch.optim.Adam(self.model.parameters(), **options)
 
     def weighted(self, g):
         """A gradient as the amplifier weighs it, of norm c."""

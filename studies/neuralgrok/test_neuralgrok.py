@@ -124,3 +124,9 @@ def test_outliers_are_refused_beside_the_amplifier_which_would_get_them():
     Config(**TINY, neuralgrok=1.0, amplifier=(), outliers=1)
     with pytest.raises(grok.UsageError, match="--outliers"):
         Config(**TINY, neuralgrok=1.0, outliers=1)
+
+
+def test_an_amplifier_that_takes_all_equations_is_refused():
+    config = Config(op="x_plus_y", p=11, width=8, heads=2, neuralgrok=1, outer=0.999)
+    with pytest.raises(grok.UsageError, match="--outer 0.999"):
+        NeuralGrok(config)

@@ -67,6 +67,8 @@ def gini(sizes):
 
 
 class Progress(grok.Run):
+    saved = *grok.Run.saved, "named"
+
     def __init__(self, config):
         super().__init__(config)
         order, rows = cycle(config.op, config.p)

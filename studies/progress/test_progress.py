@@ -204,3 +204,13 @@ def test_keys_of_another_run_are_refused(tmp_path):
 def test_an_operation_that_does_not_turn_is_refused(op, p):
     with pytest.raises(grok.UsageError, match=f"--op {op}: must be one of"):
         Config(**TINY | dict(op=op, p=p))
+
+
+def test_a_resumed_run_keeps_the_keys_that_it_began_with(tmp_path):
+    sizes = dict(op="x_plus_y", p=11, width=8, heads=2, layers=1, until=0.0)
+    source, folder = tmp_path / "source", tmp_path / "run"
+    grok.train(Config(**sizes, steps=3), source, quiet=True, method=Progress)
+    config = Config(**sizes, steps=3, keys_of=str(source))
+    named = grok.train(config, folder, quiet=True, method=Progress).named
+    grok.train(Config(**sizes, steps=6), source, quiet=True, method=Progress)
+    assert torch.equal(grok.load(folder, Config, Progress).named, named)

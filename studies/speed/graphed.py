@@ -39,8 +39,10 @@ class Graphed:
         kind = rate, self.step % getattr(self.config, "inner", 1) == 0
         self.rows_now.copy_(rows)
         if kind in self.graphs:
-            return self.graphs[kind].replay()
-        self.schedule.last_epoch = self.step - 2  # replays do not step it
+            self.graphs[kind].replay()
+            self.schedule.last_epoch = self.step  # which a replay does not step
+            return
+        self.schedule.last_epoch = self.step - 2
         self.schedule.step()
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] > EAGER:

@@ -70,9 +70,12 @@ class Stability(grok.Run):
 
     @torch.no_grad()
     def measure(self, model):
-        z = self.exponents(model(*(t[self.train_rows] for t in self.inputs)))
-        sums = (z - z.amax(1, keepdim=True)).exp().sum(1)
-        return super().measure(model) | dict(collapse=(sums == 1).float().mean())
+        collapsed = []
+        for rows in self.train_rows.split(2**11):
+            z = self.exponents(model(*(t[rows] for t in self.inputs)))
+            sums = (z - z.amax(1, keepdim=True)).exp().sum(1)
+            collapsed.append(sums == 1)
+        return super().measure(model) | dict(collapse=torch.cat(collapsed).float().mean())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Properties of tickets: which weights are kept, where they start, that the others stay at 0."""
 
 import itertools
+import math
 
 import grok
 import pytest
@@ -181,3 +182,20 @@ def test_the_least_ticket_has_a_weight(dense):
 def test_what_would_have_no_effect_or_a_part_of_it_is_refused(given, flag):
     with pytest.raises(grok.UsageError, match=flag):
         Config(**TINY, **given)
+
+
+def test_a_run_that_has_not_ended_gives_no_ticket(tmp_path):
+    grok.train(Config(**TINY), tmp_path, quiet=True, method=Ticket)
+    about = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(about.replace('"steps": 5', '"steps": 6'))
+    with pytest.raises(grok.UsageError, match="at update 5; end it first"):
+        Ticket(Config(**TINY, ticket=str(tmp_path)))
+
+
+def test_a_sure_answer_has_a_gradient_in_their_network():
+    """1 - p = 10 / e^20 is rounded to 0 in float32."""
+    sizes = dict(op="x_plus_y", p=11, frac=0.4, pairs="unordered")
+    logits = 20 * torch.eye(11)[:1].requires_grad_()
+    logits.retain_grad()
+    Ticket(Config(**sizes, net="theirs")).loss(logits, torch.tensor([0])).backward()
+    assert logits.grad[0, 0].item() == pytest.approx(-10 / math.e**20, rel=1e-5)

@@ -90,7 +90,10 @@ def main(argv=None):
         if not rows:
             raise grok.UsageError(f"{given.folder}: no run in it has been evaluated")
         figures.write_rows(rows, given.out / "peaks.csv")
-    except (grok.UsageError, OSError, KeyError) as error:
+    except KeyError as error:
+        print(f"peaks.py: {given.folder}: runs without a column {error}", file=sys.stderr)
+        return 2
+    except (grok.UsageError, OSError) as error:
         print(f"peaks.py: {error}", file=sys.stderr)
         return 2
     return 0
