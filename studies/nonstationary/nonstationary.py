@@ -3,8 +3,8 @@ updates are large relative to the weights, the effective learning rate; raised l
 makes a network that has memorised generalise, provided that its weights cannot grow along.
 
 --project 1 rescales each matrix to its initial norm after each update; the scales and shifts of
-LayerNorm stay free, and --weight-decay acts on them alone, which the work finds necessary beside
-LayerNorm. --rewarm STEP warms the learning rate up from --lr to --rewarm-lr, linearly over --warmup
+LayerNorm stay free, and --weight-decay acts on them (on held matrices it is a rate of lr / (1 - lr
+decay)), which the work finds necessary beside LayerNorm. --rewarm STEP warms the learning rate up from --lr to --rewarm-lr, linearly over --warmup
 updates of which STEP is the first. (Theirs then falls by a cosine; here it stays.) --net theirs has
 no LayerNorm. Controls: --project 0 and --rewarm 0; --rewarm 1 has the high rate from the start.
 
