@@ -46,7 +46,7 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,12 +226,12 @@ class Config:
         return round(self.frac * self.table_size)
 
     def fixed(self) -> dict[str, object]:
-        """The settings that make it the run it is; p is the number of elements."""
+        """The settings that make it the run it is; p is the number of elements: S5 ignores p."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["fixed"]}
         return kept | dict(p=self.elements)
 
 
-FAST = dict(
+FAST = dict(  # --recipe fast, where it is not the paper's
     layers=1,
     init_scale=3.0,
     embed_init_scale=0.1,
@@ -309,9 +309,9 @@ def permutation(n: int, seed: int, purpose: str, number: int = 0) -> Tensor:
 
 
 def split(config: Config) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The table of a run: x, y, labels (N,), and the numbers of its training and of its validation
-    equations. The labels are the answers, but `outliers` training equations have that of another,
-    drawn at random."""
+    """The table of a run: x, y, labels (N,), and the row indices of its training and of its
+    validation equations. The labels are the answers, but `outliers` training equations have that
+    of another, drawn at random."""
     x, y, z = (torch.from_numpy(a) for a in equations(config.op, config.p))
     train, val = permutation(len(z), config.seed, "split").tensor_split([config.train_size])
     labels = z.clone()
@@ -465,13 +465,13 @@ class Record:
         return max((row["val_acc"] for row in self.log), default=0.0)
 
     def reached(self, column: str = "val_acc", accuracy: float = 0.99) -> int | None:
-        """The first evaluated update with this accuracy, or None."""
+        """The first evaluated update with at least this accuracy, or None."""
         return next((row["step"] for row in self.log if row[column] >= accuracy), None)
 
     def finished(self) -> bool:
         c = self.config
-        there = self.log and c.until > 0 and self.log[-1]["val_acc"] >= max(c.until, c.expect)
-        return self.diverged or self.step >= c.steps or bool(there)
+        arrived = self.log and c.until > 0 and self.log[-1]["val_acc"] >= max(c.until, c.expect)
+        return self.diverged or self.step >= c.steps or bool(arrived)
 
     def due(self, step: int) -> bool:
         """Whether an update is to be evaluated."""
@@ -498,8 +498,8 @@ class Run(Record):
         self.schedule = self.build_schedule()
 
     def build_data(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """What the model is called with, tensors (N, …); labels (N,); the numbers of the training
-        and of the validation rows."""
+        """What the model is called with, tensors (N, …); labels (N,); the row indices to train on;
+        those to validate on."""
         x, y, labels, train, val = split(self.config)
         return [x, y], labels, train, val
 
@@ -527,12 +527,11 @@ class Run(Record):
             anchors = {w: w.detach().clone() for w in weights}
         else:
             norms = [m for m in self.model.modules() if isinstance(m, nn.LayerNorm)]
-            scales = [norm.weight for norm in norms if norm.elementwise_affine]
-            anchors = {scale: torch.ones_like(scale) for scale in scales}
+            anchors = {m.weight: torch.ones_like(m.weight) for m in norms if m.elementwise_affine}
         return AnchoredAdamW(weights, anchors, **options)
 
     def build_schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
-        """The learning rate's, which goes on after each update: linear warm-up."""
+        """The schedule of the learning rate, stepped after each update: linear warm-up."""
         warmup = max(1, self.config.warmup)
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: min(1, (t + 1) / warmup))
 
@@ -609,7 +608,7 @@ class Run(Record):
         """The columns of an evaluation, scalars: loss and accuracy of the model on all training and
         on all validation rows, and the norm of all its weights."""
         losses, hits = [], []
-        size = 2**11 if self.device.type == "cpu" else 2**17  # of a piece: what fits the caches
+        size = 2**11 if self.device.type == "cpu" else 2**17  # rows that its caches hold
         pieces = [t.split(size) for t in (*self.inputs, self.labels)]
         for *inputs, labels in zip(*pieces, strict=True):
             logits = model(*inputs)
@@ -630,8 +629,7 @@ class Run(Record):
         with untouched(self.model):  # whatever a study swaps in to measure
             self.model.eval()
             measured = self.measure(self.model)
-        values = {name: torch.as_tensor(value).item() for name, value in measured.items()}
-        columns = {name: float(f"{v:.7g}") for name, v in values.items()}  # a float32's digits
+        columns = {name: float(f"{float(v):.7g}") for name, v in measured.items()}  # as float32
         row = dict(step=self.step, **columns, seconds=round(self.seconds, 3))
         if self.log and list(self.log[0]) != list(row):
             raise UsageError(f"measure: {', '.join(row)}: not the columns of the rows before")
@@ -642,18 +640,18 @@ class Run(Record):
     def state_dict(self) -> dict[str, object]:
         """What `saved` names: modules, optimisers and the like by their state_dict."""
         parts = {name: getattr(self, name) for name in self.saved}
-        return {
-            name: part.state_dict() if hasattr(part, "load_state_dict") else part
-            for name, part in parts.items()
-        }
+        return parts | {name: parts[name].state_dict() for name in self.stateful()}
+
+    def stateful(self) -> list[str]:
+        """Those of `saved` with a state_dict, which a resumed run must have to load it into."""
+        return [name for name in self.saved if hasattr(getattr(self, name), "load_state_dict")]
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         if odd := sorted(state.keys() ^ set(self.saved)):
             raise UsageError(f"{', '.join(odd)}: is in `saved` or in the checkpoint, not in both")
         for name, value in state.items():
-            part = getattr(self, name)
-            if hasattr(part, "load_state_dict"):
-                part.load_state_dict(value)
+            if name in self.stateful():
+                getattr(self, name).load_state_dict(value)
             else:
                 setattr(self, name, value)
 
@@ -708,11 +706,10 @@ def fit(
     config: Config, folder: Path | None, method: type[Run], report: Callable[[Run], None] | None
 ) -> Run:
     """Trains a run, in its folder if there is one; calls report(run) at evaluations."""
-    with contextlib.ExitStack() as stack:
+    lock = locked(folder) if folder else contextlib.nullcontext()
+    with lock, usual_torch(config):
         if folder:
-            stack.enter_context(locked(folder))
             lay_out(folder, config, method)
-        stack.enter_context(usual_torch(config))
         run = method(config)
         run.folder = folder
         files = Files(run) if folder else None
@@ -757,8 +754,7 @@ def usual_torch(config: Config) -> Iterator[None]:
         finally:
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
-            if device.type == "cuda":
-                torch.set_deterministic_debug_mode(mode)
+            torch.set_deterministic_debug_mode(mode)
 
 
 def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
@@ -805,14 +801,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def lay_out(folder: Path, config: Config, method: type[Run], command: object = None) -> None:
     """Writes the config.json of a run, once. Raises UsageError if that of another is there."""
-    mine, settings = identity(config, method), asdict(config) | config.fixed()
+    mine = identity(config, method)
     if (folder / "config.json").exists():
-        there = expected(read_about(folder)).items()
-        free = settings.keys() - mine.keys()
-        compare(folder, {name: value for name, value in there if name not in free}, mine)
+        compare(folder, expected(read_about(folder)), mine, names=mine)
         return
     about = dict(
-        settings=settings,
+        settings=asdict(config) | config.fixed(),
         method=mine["its method"],
         table=mine["its table"],
         command=command,
@@ -827,20 +821,23 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
 
 
 def identity(config: Config, method: type[Run]) -> dict[str, object]:
-    """What makes a run what it is."""
+    """What makes a run what it is: its fixed settings, and two names that no setting can have."""
     table = checksum(config.op, OPS[config.op], config.p)
-    return config.fixed() | {"its method": method.__name__, "its table": table}  # no setting's name
+    return config.fixed() | {"its method": method.__name__, "its table": table}
 
 
 @functools.cache
 def checksum(name: str, op: Op, p: int) -> int:
-    """Of an operation's table. `op` is for the cache: its name may be given to another."""
+    """Of an operation's table. `op` is a key of the cache alone: its name may come to mean another
+    operation."""
     return zlib.crc32(equations(name, p)[2].tobytes())
 
 
-def compare(folder: Path | None, there: dict[str, object], here: dict[str, object]) -> None:
-    """Raises UsageError if a folder holds another run than the one at hand."""
-    if odd := [name for name in there | here if there.get(name) != here.get(name)]:
+def compare(
+    folder: Path | None, there: dict[str, object], here: dict[str, object], names: Iterable[str]
+) -> None:
+    """Raises UsageError if a folder holds another run than the one at hand, by these names."""
+    if odd := [name for name in names if there.get(name) != here.get(name)]:
         said = ", ".join(f"{name} {there.get(name)}, not {here.get(name)}" for name in odd)
         raise UsageError(f"{folder}: holds another run ({said}); name another folder")
 
@@ -851,8 +848,8 @@ class Files:
 
     def __init__(self, run: Run) -> None:
         self.run, self.folder = run, run.folder
-        self.written, self.cost = -math.inf, 0.0  # when the last checkpoint was, and its seconds
-        self.stateful = stateful(run)
+        self.next_save = -math.inf  # when the next checkpoint is due
+        self.stateful = run.stateful()
         if has_checkpoint(self.folder):
             restore(run, read_checkpoint(self.folder, run.device))
             if run.log and run.step < run.config.steps and not run.due(run.log[-1]["step"]):
@@ -868,7 +865,7 @@ class Files:
         if run.log and run.log[-1]["step"] == run.step:
             with open(self.folder / "metrics.csv", "a", newline="", encoding="utf-8") as file:
                 file.write(csv_text(run, run.log[-1:]))
-        if run.step == 1 or time.monotonic() > self.written + 100 * self.cost:
+        if run.step == 1 or time.monotonic() > self.next_save:
             self.save()
 
     def close(self) -> None:
@@ -883,20 +880,15 @@ class Files:
 
     def save(self) -> None:
         start = time.monotonic()
-        if built := set(stateful(self.run)) ^ set(self.stateful):
+        if built := set(self.run.stateful()) ^ set(self.stateful):
             raise UsageError(f"{', '.join(built)}: build it in __init__, as a resumed run would")
         write(self.folder / "checkpoint.pt", pack(self.run))
-        self.written = time.monotonic()
-        self.cost = self.written - start
-
-
-def stateful(run: Run) -> list[str]:
-    """What a checkpoint holds by its state_dict, which a resumed run must have to load it into."""
-    return [name for name in run.saved if hasattr(getattr(run, name), "load_state_dict")]
+        end = time.monotonic()
+        self.next_save = end + 100 * (end - start)
 
 
 def csv_text(run: Run, rows: list[dict[str, float]]) -> str:
-    """Evaluations as CSV, each with the run's settings; a header if the first is the run's."""
+    """Evaluations as CSV, each with the run's settings; a header before the run's first one."""
     settings, text = run.config.fixed(), io.StringIO()
     cells = [dict(**row, **settings) for row in rows]  # a TypeError where a column hides another
     writer = csv.DictWriter(text, cells[0], lineterminator="\n")
@@ -935,7 +927,8 @@ def survives(part: object) -> bool:
 
 def restore(run: Run, saved: dict[str, object]) -> None:
     """Brings a run to where a checkpoint is. Raises UsageError if that is another run's."""
-    compare(run.folder, saved["identity"], identity(run.config, type(run)))
+    there, here = saved["identity"], identity(run.config, type(run))
+    compare(run.folder, there, here, names=there | here)
     for name, value in saved["progress"].items():
         setattr(run, name, value)
     run.load_state_dict(saved["state"])
@@ -963,7 +956,7 @@ def unpacked(data: bytes, device: torch.device | str | None) -> dict[str, object
 
 
 def with_tuples(settings: dict[str, object]) -> dict[str, object]:
-    """Settings from JSON, which has lists in their place."""
+    """Settings as JSON gives them back, whose lists were tuples."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
 
 
@@ -997,7 +990,7 @@ def read_record(folder: Path, config: Config | SimpleNamespace, mine: dict[str, 
     if not has_checkpoint(folder):
         return Record(config, folder)
     saved = read_checkpoint(folder, device=None)
-    compare(folder, saved["identity"], {name: mine.get(name) for name in saved["identity"]})
+    compare(folder, saved["identity"], mine, names=saved["identity"])
     return Record(config, folder, **saved["progress"])
 
 
@@ -1095,7 +1088,7 @@ def say(text: str, live: bool = False) -> None:
 
 
 def complain(problem: object) -> None:
-    """Prints on standard error, which nobody may read, either."""
+    """Prints on standard error; if nobody can read that, training goes on, too."""
     say("", live=True)  # clears the live line
     with contextlib.suppress(AttributeError, OSError, ValueError):
         print(f"grok.py: {problem}", file=sys.stderr, flush=True)
@@ -1129,10 +1122,8 @@ def summary(names: list[str], records: list[Record]) -> None:
 def result(record: Record) -> str:
     """How a run has ended, with the curve of its validation accuracy over log-spaced updates."""
     train, val = (record.reached(column) or "never" for column in ("train_acc", "val_acc"))
-    steps, values = [0], [0.0]
-    for row in record.log:
-        steps.append(row["step"])
-        values.append(row["val_acc"])
+    steps = [0, *(row["step"] for row in record.log)]
+    values = [0.0, *(row["val_acc"] for row in record.log)]
     seen = np.searchsorted(steps, max(1, record.step) ** np.linspace(0, 1, 40) + 1e-6) - 1
     curve = "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * values[i]))] for i in seen)
     numbers = f"{train:>12}{val:>12}{record.best():10.4f}{record.step:10,}{record.seconds:10,.1f}"
@@ -1145,12 +1136,12 @@ class Sweep:
 
     def __init__(self, runs: dict[Path, Config], method: type[Run], jobs: int, quiet: bool) -> None:
         self.runs, self.method, self.jobs, self.quiet = runs, method, jobs, quiet
-        self.names = dict(zip(runs, names_of(list(runs.values())), strict=True))
+        self.names = dict(zip(runs, names_of(runs.values()), strict=True))
         self.records: dict[Path, Record] = {}  # of the runs that are known to be finished
-        self.looked = 0.0
+        self.looked = 0.0  # when `look` last spoke
 
-    def train(self) -> int:
-        """Trains until all runs have ended, whoever has them; returns the exit status."""
+    def train(self) -> dict[Path, int]:
+        """Trains until all runs have ended, whoever has them; returns the exit status of each."""
         if self.jobs > 1:
             self.employ()
         status: dict[Path, int | None] = dict.fromkeys(self.runs)
@@ -1159,14 +1150,15 @@ class Sweep:
                 status[folder] = self.take(folder)
             if None in status.values():
                 time.sleep(1)  # those are in other hands, which may leave them
-        for folder in self.runs:
-            if status[folder] == 0:
-                self.read(folder)
-        return max(status.values())
+        return status
 
     def employ(self) -> None:
         """Has workers go through what is not finished. What they leave, this process finds."""
-        left = {folder: c for folder, c in self.runs.items() if not self.ended(folder)}
+        left = {}
+        for folder, config in self.runs.items():
+            with contextlib.suppress(UsageError):  # what is damaged `take` will say
+                if not self.read(folder).finished():
+                    left[folder] = config
         context = multiprocessing.get_context("spawn")  # forks of torch's threads would hang
         task = dict(target=work, args=(left, self.method), daemon=True)
         workers = [context.Process(**task) for _ in range(min(self.jobs, len(left)))]
@@ -1204,19 +1196,13 @@ class Sweep:
 
     def read(self, folder: Path) -> Record:
         """How far a run is; what is finished is read once."""
-        record = self.records.get(folder)
-        if not record:
-            config = self.runs[folder]
-            record = read_record(folder, config, identity(config, self.method))
+        if folder in self.records:
+            return self.records[folder]
+        config = self.runs[folder]
+        record = read_record(folder, config, identity(config, self.method))
         if record.finished():
             self.records[folder] = record
         return record
-
-    def ended(self, folder: Path) -> bool:
-        """Whether a run is known to be finished; what is damaged `take` will say."""
-        with contextlib.suppress(UsageError):
-            return self.read(folder).finished()
-        return False
 
     def look(self) -> None:
         """Says what is new, at most once a second: on a terminal in one live line, elsewhere in a
@@ -1306,7 +1292,7 @@ def main(
     given: dict[str, object] = {}
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        given.update(vars(parser(config).parse_args(words)))
+        given = vars(parser(config).parse_args(words))
         if "list_ops" not in given:
             return command(given, [sys.argv[0], *words], config, method)
         for name, op in OPS.items():
@@ -1318,7 +1304,7 @@ def main(
         complain(error)
         return 2
     except KeyboardInterrupt:
-        again = ["--resume", given.get("resume", given.get("out", ""))]
+        again = ["--resume", given.get("resume", "")]
         for name in changeable(config):
             if name in given:
                 again += [flag(name), given[name][0]]
@@ -1326,7 +1312,7 @@ def main(
         line = (
             f"main({again})" if argv is not None else shlex.join([*launcher, sys.argv[0], *again])
         )
-        begun = again[1] and Path(again[1]).exists()
+        begun = "resume" in given
         complain(f"stopped; go on with: {line}" if begun else "stopped before the first run")
         return 130
     except Exception:  # of a study, before its first run
@@ -1343,9 +1329,10 @@ def command(
     if given.get("jobs", 1) < 1:
         raise UsageError(f"--jobs {given['jobs']}: must be a whole number in [1, inf)")
     runs = (resumed if "resume" in given else asked_for)(given, config, method)
-    out = given.get("resume", given.get("out"))
-    device = pick_device(next(iter(runs.values())).device)
-    usual = torch.get_num_threads() if device.type == "cpu" else 1
+    out = given["resume"]
+    first = next(iter(runs.values()))
+    cores = torch.get_num_threads() if pick_device(first.device).type == "cpu" else 1
+    usual = max(1, cores // max(1, first.threads))
     jobs = min(given.get("jobs", usual), len(runs))
     if not (importable(config) and importable(method)):
         jobs = 1
@@ -1357,7 +1344,7 @@ def command(
                 lay_out(folder, c, method, words)
     sweep = Sweep(runs, method, jobs, "quiet" in given)
     status = sweep.train()
-    records = {folder: sweep.records[folder] for folder in runs if folder in sweep.records}
+    records = {folder: sweep.read(folder) for folder in runs if status[folder] == 0}
     if records and not sweep.quiet:
         summary([sweep.names[folder] for folder in records], list(records.values()))
         say(out)
@@ -1366,7 +1353,7 @@ def command(
         expect = missed[0].config.expect
         count = f"{len(missed)} of {len(records)} runs"
         complain(f"--expect {expect}: missed in {count}; see {out}")
-    return status or min(1, len(missed))
+    return max(status.values()) or min(1, len(missed))
 
 
 def importable(kind: type) -> bool:
@@ -1375,7 +1362,7 @@ def importable(kind: type) -> bool:
     return hasattr(module, "__file__") and getattr(module, kind.__qualname__, None) is kind
 
 
-def names_of(configs: list[Config]) -> list[str]:
+def names_of(configs: Iterable[Config]) -> list[str]:
     """What tells the runs of a command apart."""
     rows = [c.fixed() for c in configs]
     varied = [name for name in rows[0] if len({row[name] for row in rows}) > 1 and name != "op"]
@@ -1405,10 +1392,10 @@ def asked_for(
                 rehearse(method, c)
             except OSError as error:  # of the study, so no mistake in the command
                 raise RuntimeError(f"{method.__name__}: {error}") from error
-    given["out"] = str(out or new_folder())
+    given["resume"] = str(out or new_folder())
     for name in changeable(config):  # what --resume has to be given to go as far as this command
         given[name] = [str(getattr(configs[0], name))]
-    return {Path(given["out"]) / name: c for name, c in runs.items()}
+    return {Path(given["resume"]) / name: c for name, c in runs.items()}
 
 
 def resumed(

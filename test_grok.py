@@ -3594,6 +3594,21 @@ def test_a_method_that_workers_cannot_import_is_trained_without_them(tmp_path, c
     assert [run.step for run in grok.read(tmp_path)] == [30, 30]
 
 
+@pytest.mark.parametrize(("threads", "jobs"), [(0, 4), (1, 4), (2, 2), (3, 1)])
+def test_by_default_all_jobs_together_have_a_thread_a_core(tmp_path, monkeypatch, threads, jobs):
+    sweeps = []
+
+    class Sweep(grok.Sweep):
+        def employ(self):
+            sweeps.append(self)
+
+    monkeypatch.setattr(grok, "Sweep", Sweep)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    given = dict(out=tmp_path, seed=[0, 1, 2, 3], steps=1, threads=threads)
+    assert grok.main([*flags(**given), "--quiet"]) == 0
+    assert max([sweep.jobs for sweep in sweeps], default=1) == jobs
+
+
 def test_workers_that_cannot_start_leave_ctrl_c_as_it_was(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     words = [*flags(out=tmp_path, seed=[0, 1]), "--quiet", "--jobs", "2"]
@@ -3650,6 +3665,18 @@ def test_ctrl_c_ends_with_a_line_that_goes_on_as_it_is_typed(tmp_path, capfd):
     subprocess.run(line, check=True, capture_output=True)
     assert call(out=tmp_path / "whole", **given) == 0
     assert tables(tmp_path / "a folder") == tables(tmp_path / "whole")
+
+
+class Interrupted(grok.Run):
+    """As if Ctrl-C came while it is rehearsed."""
+
+    def build_model(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_first_run_names_no_folder_to_go_on_with(tmp_path, capsys):
+    assert grok.main([*flags(out=tmp_path)], method=Interrupted) == 130
+    assert capsys.readouterr().err == "grok.py: stopped before the first run\n"
 
 
 def stopped(capsys, monkeypatch, argv, *given):

@@ -4,9 +4,10 @@ makes a network that has memorised generalise, provided that its weights cannot 
 
 --project 1 rescales each matrix to its initial norm after each update; the scales and shifts of
 LayerNorm stay free, and --weight-decay acts on them (on held matrices it is a rate of lr / (1 - lr
-decay)), which the work finds necessary beside LayerNorm. --rewarm STEP warms the learning rate up from --lr to --rewarm-lr, linearly over --warmup
-updates of which STEP is the first. (Theirs then falls by a cosine; here it stays.) --net theirs has
-no LayerNorm. Controls: --project 0 and --rewarm 0; --rewarm 1 has the high rate from the start.
+decay)), which the work finds necessary beside LayerNorm. --rewarm STEP warms the learning rate up
+from --lr to --rewarm-lr, linearly over --warmup updates of which STEP is the first. (Theirs then
+falls by a cosine; here it stays.) --net theirs has no LayerNorm. Controls: --project 0 and --rewarm
+0; --rewarm 1 has the high rate from the start.
 
     python studies/nonstationary/nonstationary.py --net theirs --op x_plus_y --p 117 --frac 0.2 \\
         --beta2 0.999 --weight-decay 0 --project 0 1 --lr 1e-3 1e-2 --steps 20000 --seed 0 1 2
