@@ -26,9 +26,10 @@ ACTIVATIONS = dict(relu=F.relu, gelu=F.gelu, square=torch.square)
 
 def refuse_unread(config: grok.Config, *names: str) -> None:
     """Raises UsageError if a setting that a network or an optimiser does not read is not at its
-    default."""
+    default. One head is none: with it any width goes."""
     for name in names:
-        if getattr(config, name) != getattr(type(config), name):
+        value = getattr(config, name)
+        if value != getattr(type(config), name) and (name, value) != ("heads", 1):
             raise grok.UsageError(f"{grok.flag(name)}: has no effect here; leave it out")
 
 
@@ -101,6 +102,8 @@ class Embedded(nn.Module):
 class MLP(nn.Module):
     """Layers of the widths `hidden`, then one logit for each of `outputs` answers (all n). `embed`
     is the width of the elements' embeddings; 0 reads one-hot codes. Weights are PyTorch's."""
+
+    unread = "layers", "heads", "dropout", "embed_init_scale", "position_scale"  # settings
 
     def __init__(
         self,

@@ -47,8 +47,7 @@ class Config(grok.Config):
     def __post_init__(self):
         super().__post_init__()
         if self.net == "theirs":
-            scales = "init_scale", "embed_init_scale", "position_scale"
-            models.refuse_unread(self, "layers", "heads", "dropout", *scales)
+            models.refuse_unread(self, *models.MLP.unread, "init_scale")
         else:
             models.refuse_unread(self, "bias")
             if self.optimizer in TRANSFORMS:

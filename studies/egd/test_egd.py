@@ -141,3 +141,8 @@ def test_svd_leaves_what_is_all_but_0_small():
     equal = egd.equal_singular_values(u[:, :4] * values @ v)
     assert torch.linalg.svdvals(equal)[:3].tolist() == pytest.approx([1, 1, 1], abs=1e-5)
     assert torch.linalg.svdvals(equal)[3] < 0.5
+
+
+def test_their_network_may_have_any_width():
+    config = Config(op="x_plus_y", p=11, net="theirs", width=50, heads=1)
+    assert EGD(config).model.first.weight.shape == (22, 50)

@@ -40,8 +40,7 @@ class Config(grok.Config):
     def __post_init__(self):
         super().__post_init__()
         if self.net == "theirs":
-            unread = "layers", "heads", "dropout", "embed_init_scale", "position_scale"
-            models.refuse_unread(self, *unread)
+            models.refuse_unread(self, *models.MLP.unread)
         if self.optimizer == "sgd":
             models.refuse_unread(self, "beta1", "beta2", "eps", "decay_to")
 

@@ -45,8 +45,7 @@ class Config(grok.Config):
         super().__post_init__()
         models.refuse_two_decays(self)
         if self.net == "mlp":
-            sizes = "layers", "width", "heads", "dropout"
-            models.refuse_unread(self, *sizes, "embed_init_scale", "position_scale")
+            models.refuse_unread(self, *models.MLP.unread, "width")
         else:
             models.refuse_unread(self, "hidden")
 

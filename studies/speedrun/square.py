@@ -24,8 +24,7 @@ class Config(grok.Config):
     def __post_init__(self):
         super().__post_init__()
         if self.net == "square":
-            scales = "init_scale", "embed_init_scale", "position_scale"
-            models.refuse_unread(self, "layers", "heads", "dropout", *scales)
+            models.refuse_unread(self, *models.MLP.unread, "init_scale")
 
 
 class Square(grok.Run):

@@ -41,8 +41,7 @@ class Config(grok.Config):
     def __post_init__(self):
         super().__post_init__()
         if self.net == "theirs":
-            sizes = "layers", "width", "heads", "dropout", "embed_init_scale", "position_scale"
-            models.refuse_unread(self, *sizes)
+            models.refuse_unread(self, *models.MLP.unread, "width")
         if self.ticket == "none":
             models.refuse_unread(self, "kept", "control")
         if self.pairs == "unordered" and self.outliers:

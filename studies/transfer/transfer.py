@@ -37,8 +37,7 @@ class Config(grok.Config):
     def __post_init__(self):
         super().__post_init__()
         if self.net == "mlp":
-            scales = "embed_init_scale", "position_scale"
-            models.refuse_unread(self, "layers", "width", "heads", "dropout", *scales)
+            models.refuse_unread(self, *models.MLP.unread, "width")
         else:
             models.refuse_unread(self, "embed", "hidden")
         if self.transfer != "none" and self.rank:
