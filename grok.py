@@ -125,7 +125,7 @@ def equations(op: str, p: int = 97) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     config = Config(op=op, p=p)
     n, y_from = config.elements, OPS[op].y_from
     x, y = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(y_from, n), indexing="ij"))
-    z = np.asarray(OPS[op].function(x, y, config.p))
+    z = np.asarray(OPS[op].function(x.copy(), y.copy(), config.p))
     if z.shape != x.shape or z.dtype.kind not in "iu" or z.min() < 0 or z.max() >= n:
         raise UsageError(f"--op {op}: its function must give whole numbers in [0, {n - 1}]")
     return x, y, z.astype(np.int64)
@@ -470,8 +470,10 @@ class Record:
 
     def finished(self) -> bool:
         c = self.config
-        arrived = self.log and c.until > 0 and self.log[-1]["val_acc"] >= max(c.until, c.expect)
-        return self.diverged or self.step >= c.steps or bool(arrived)
+        last = self.log[-1] if self.log else dict(step=0, val_acc=0.0)
+        ended = self.step >= c.steps and last["step"] == self.step
+        arrived = c.until > 0 and last["val_acc"] >= max(c.until, c.expect)
+        return self.diverged or ended or (arrived and self.due(last["step"]))
 
     def due(self, step: int) -> bool:
         """Whether an update is to be evaluated."""
@@ -714,7 +716,10 @@ def fit(
         run.folder = folder
         files = Files(run) if folder else None
         while not run.finished():
-            run.advance()
+            if run.step < config.steps:
+                run.advance()
+            else:  # its steps are fewer now
+                run.evaluate()
             if files:
                 files.keep()
             if report and run.due(run.step):
@@ -761,6 +766,7 @@ def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
     """Trains twice as many updates, once straight on and once restored half way from a checkpoint,
     after an evaluation. Raises UsageError if the weights then differ by a bit: something that
     `saved` does not name, or that is not in its state_dict, had a part in an update."""
+    updates = min(updates, max(1, config.steps // 2))  # of which a schedule may know
     with usual_torch(config):
         whole, resumed = method(config), method(config)
         for _ in range(updates):
@@ -777,6 +783,12 @@ def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
                 f"{method.__name__}: does not resume exactly: {name} differs; is all that has a "
                 "part in an update in `saved`, and in its state_dict?"
             )
+    rows = [str([row | dict(seconds=0) for row in run.log]) for run in (whole, resumed)]
+    if rows[0] != rows[1]:
+        raise UsageError(
+            f"{method.__name__}: does not resume exactly: what it measures differs; is all that "
+            "has a part in `measure` in `saved`?"
+        )
 
 
 class Busy(UsageError):
@@ -822,6 +834,8 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
 
 def identity(config: Config, method: type[Run]) -> dict[str, object]:
     """What makes a run what it is: its fixed settings, and two names that no setting can have."""
+    if method is not Run and method.__name__ == Run.__name__:
+        raise UsageError("Run is the baseline's name: give the study's class another")
     table = checksum(config.op, OPS[config.op], config.p)
     return config.fixed() | {"its method": method.__name__, "its table": table}
 
@@ -1031,8 +1045,11 @@ def read_config(folder: Path, config: type[Config], method: type[Run], **free: o
         raise UsageError(f"{folder}: is of the method {about['method']}: go on with {program}")
     if odd := about["settings"].keys() ^ {f.name for f in fields(config)}:
         raise UsageError(f"{folder}: is of a program with other settings: {', '.join(odd)}")
+    settings = about["settings"] | free
+    if (op := OPS.get(settings["op"])) and op.n:
+        del settings["p"]  # is the number of elements, which may be no modulus
     try:
-        return config(**about["settings"] | free)
+        return config(**settings)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
 
@@ -1083,8 +1100,8 @@ def say(text: str, live: bool = False) -> None:
     except (AttributeError, ValueError):
         pass  # it cannot be flushed, or is closed
     except OSError:  # its reader is gone, or the disk is full: empty its buffer elsewhere
-        with contextlib.suppress(OSError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, AttributeError), open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())
 
 
 def complain(problem: object) -> None:

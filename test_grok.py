@@ -1792,6 +1792,35 @@ def test_plain_training_resumes_exactly(changes):
     assert grok.rehearse(grok.Run, short(**changes)) is None
 
 
+class OneCycle(grok.Run):
+    """Its schedule is as long as the run, and refuses to go on."""
+
+    def build_schedule(self):
+        c = self.config
+        return torch.optim.lr_scheduler.OneCycleLR(self.optimizer, c.lr, total_steps=c.steps + 1)
+
+
+def test_a_rehearsal_is_no_longer_than_the_run():
+    grok.rehearse(OneCycle, short(steps=8))
+
+
+class Since(grok.Run):
+    """Measures how far the loss has come since its first evaluation, and forgets that."""
+
+    first = None
+
+    def measure(self, model):
+        columns = super().measure(model)
+        if self.first is None:
+            self.first = columns["train_loss"]
+        return columns | dict(since=columns["train_loss"] - self.first)
+
+
+def test_what_is_measured_must_resume_too():
+    with pytest.raises(UsageError, match="Since: .*what it measures differs"):
+        grok.rehearse(Since, short())
+
+
 def test_a_run_that_diverges_in_its_rehearsal_resumes_exactly_too():
     grok.rehearse(grok.Run, short(lr=1e30, warmup=0))
 
@@ -3665,6 +3694,54 @@ def test_ctrl_c_ends_with_a_line_that_goes_on_as_it_is_typed(tmp_path, capfd):
     subprocess.run(line, check=True, capture_output=True)
     assert call(out=tmp_path / "whole", **given) == 0
     assert tables(tmp_path / "a folder") == tables(tmp_path / "whole")
+
+
+def test_a_run_that_was_cut_beyond_its_steps_ends_with_a_row_of_its_own(tmp_path):
+    train(tmp_path, until=0.0)
+    longer = grok.Run(settings(until=0.0, steps=60))
+    for _ in range(33):
+        longer.advance()
+    grok.write(tmp_path / "checkpoint.pt", grok.pack(longer))
+    assert train(tmp_path, until=0.0).log[-1]["step"] == 33
+
+
+class Rising(grok.Run):
+    """As if each update taught one answer in a hundred."""
+
+    def measure(self, model):
+        return super().measure(model) | dict(val_acc=torch.tensor(self.step / 100))
+
+
+def test_a_last_row_that_had_arrived_does_not_end_a_longer_run(tmp_path):
+    train(tmp_path, method=Rising, steps=33, until=0.0)
+    assert resume(tmp_path, "--steps", 60, "--until", 0.33, method=Rising) == 0
+    assert [row["step"] for row in grok.read(tmp_path)[0].log] == [1, 2, 5, 10, 20, 30, 40]
+
+
+def test_a_study_may_not_have_the_name_of_the_baseline(tmp_path):
+    class Run(grok.Run):
+        pass
+
+    with pytest.raises(UsageError, match="give the study's class another"):
+        train(tmp_path, method=Run)
+
+
+def test_a_run_with_more_elements_than_a_modulus_may_be_is_read_again(tmp_path, monkeypatch):
+    large = grok.Op("x", lambda x, y, p: x, n=5000, y_from=4998)
+    monkeypatch.setitem(grok.OPS, "large", large)
+    run = train(tmp_path, op="large", p=97, steps=1)
+    assert grok.load(tmp_path).config == run.config
+
+
+def test_an_operation_may_work_in_place(monkeypatch):
+    def add(x, y, p):
+        x += y
+        x %= p
+        return x
+
+    monkeypatch.setitem(grok.OPS, "add", grok.Op("x + y mod p", add))
+    for mine, plain in zip(grok.equations("add", 11), grok.equations("x_plus_y", 11), strict=True):
+        assert (mine == plain).all()
 
 
 class Interrupted(grok.Run):
