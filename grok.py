@@ -834,8 +834,6 @@ def lay_out(folder: Path, config: Config, method: type[Run], command: object = N
 
 def identity(config: Config, method: type[Run]) -> dict[str, object]:
     """What makes a run what it is: its fixed settings, and two names that no setting can have."""
-    if method is not Run and method.__name__ == Run.__name__:
-        raise UsageError("Run is the baseline's name: give the study's class another")
     table = checksum(config.op, OPS[config.op], config.p)
     return config.fixed() | {"its method": method.__name__, "its table": table}
 

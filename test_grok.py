@@ -3718,14 +3718,6 @@ def test_a_last_row_that_had_arrived_does_not_end_a_longer_run(tmp_path):
     assert [row["step"] for row in grok.read(tmp_path)[0].log] == [1, 2, 5, 10, 20, 30, 40]
 
 
-def test_a_study_may_not_have_the_name_of_the_baseline(tmp_path):
-    class Run(grok.Run):
-        pass
-
-    with pytest.raises(UsageError, match="give the study's class another"):
-        train(tmp_path, method=Run)
-
-
 def test_a_run_with_more_elements_than_a_modulus_may_be_is_read_again(tmp_path, monkeypatch):
     large = grok.Op("x", lambda x, y, p: x, n=5000, y_from=4998)
     monkeypatch.setitem(grok.OPS, "large", large)
