@@ -610,7 +610,7 @@ class Run(Record):
         """The columns of an evaluation, scalars: loss and accuracy of the model on all training and
         on all validation rows, and the norm of all its weights."""
         losses, hits = [], []
-        size = 2**11 if self.device.type == "cpu" else 2**17  # rows that its caches hold
+        size = 2**11 if self.device.type == "cpu" else 2**17  # rows that fit its caches
         pieces = [t.split(size) for t in (*self.inputs, self.labels)]
         for *inputs, labels in zip(*pieces, strict=True):
             logits = model(*inputs)
@@ -631,7 +631,8 @@ class Run(Record):
         with untouched(self.model):  # whatever a study swaps in to measure
             self.model.eval()
             measured = self.measure(self.model)
-        columns = {name: float(f"{float(v):.7g}") for name, v in measured.items()}  # as float32
+        digits = {name: f"{float(value):.7g}" for name, value in measured.items()}  # a float32's
+        columns = {name: float(text) for name, text in digits.items()}
         row = dict(step=self.step, **columns, seconds=round(self.seconds, 3))
         if self.log and list(self.log[0]) != list(row):
             raise UsageError(f"measure: {', '.join(row)}: not the columns of the rows before")
@@ -764,9 +765,9 @@ def usual_torch(config: Config) -> Iterator[None]:
 
 def rehearse(method: type[Run], config: Config, updates: int = 6) -> None:
     """Trains twice as many updates, once straight on and once restored half way from a checkpoint,
-    after an evaluation. Raises UsageError if the weights then differ by a bit: something that
-    `saved` does not name, or that is not in its state_dict, had a part in an update."""
-    updates = min(updates, max(1, config.steps // 2))  # of which a schedule may know
+    after an evaluation. Raises UsageError if the weights or what is measured then differ by a bit:
+    something that `saved` does not name, or that is not in its state_dict, had a part in them."""
+    updates = min(updates, max(1, config.steps // 2))  # a schedule may end where the run does
     with usual_torch(config):
         whole, resumed = method(config), method(config)
         for _ in range(updates):

@@ -3,7 +3,7 @@
     python studies/speedups.py
 
 A cell begins with the factor, of which a range is drawn; "more than" before it gives an arrow. A
-cell that begins otherwise has no dot. It writes studies/speedups.png.
+cell that begins otherwise, or with a count as "3 of 5", has no dot. It writes studies/speedups.png.
 """
 
 import itertools

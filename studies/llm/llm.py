@@ -64,11 +64,9 @@ class LocalGrokking(grok.Run):
         super().__init__(config)
         self.since = torch.zeros(len(self.labels), dtype=torch.int64)  # (N,)
         parts = self.inputs[1] % config.parts
-        if (
-            min(len(parts[rows].unique()) for rows in (self.train_rows, self.val_rows))
-            < config.parts
-        ):
-            raise grok.UsageError(f"--parts {config.parts}: some have no equation in a set")
+        for rows in (self.train_rows, self.val_rows):
+            if len(parts[rows].unique()) < config.parts:
+                raise grok.UsageError(f"--parts {config.parts}: some have no equation in a set")
 
     def right(self, model):
         """Whether each equation is answered right (N,)."""

@@ -43,7 +43,7 @@ class Graphed:
             self.schedule.last_epoch = self.step  # which a replay does not step
             return
         self.schedule.last_epoch = self.step - 2
-        self.schedule.step()
+        self.schedule.step()  # to this update's rate, which a graph of another may have passed
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] > EAGER:
             graph = torch.cuda.CUDAGraph()
